@@ -1,0 +1,295 @@
+"""The subcommands and their options; each imports what it needs when it is called."""
+
+import sys
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from danlu import __version__
+
+app = typer.Typer(
+    name="danlu",
+    help="danlu (丹炉): which of these methods helps on my data? Train, compare, use.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
+data_app = typer.Typer(help="Named data sets: list them, fetch one.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(data_app, name="data")
+
+
+class Device(str, Enum):
+    """Where to compute."""
+
+    auto, cpu, cuda, mps = "auto", "cpu", "cuda", "mps"
+
+
+class Precision(str, Enum):
+    """Number format of the matrix products."""
+
+    auto, fp32, bf16 = "auto", "fp32", "bf16"
+
+
+class BadRows(str, Enum):
+    """What to do with a row that cannot be used."""
+
+    fail, skip, repair = "fail", "skip", "repair"
+
+
+class EngineName(str, Enum):
+    """Who runs the trials."""
+
+    local, ray = "local", "ray"
+
+
+class Scale(str, Enum):
+    """Size of a recipe's run."""
+
+    smoke, full, large = "smoke", "full", "large"
+
+
+class ListWhat(str, Enum):
+    """What `danlu list` can list."""
+
+    methods, recipes, tricks, tasks, data = "methods", "recipes", "tricks", "tasks", "data"
+
+
+Train = Annotated[str, typer.Option("--train", help="training file, or a named set such as weibo-ner", metavar="FILE|NAME", show_default=False)]
+Dev = Annotated[str | None, typer.Option("--dev", help="file to choose and stop by", metavar="FILE|NAME")]
+Test = Annotated[str | None, typer.Option("--test", help="file that is only measured on", metavar="FILE|NAME")]
+Model = Annotated[str, typer.Option("--model", help="family with sizes: dgcnn, dgcnn:4x128 (layers x width)", metavar="M")]
+Out = Annotated[Path | None, typer.Option("--out", help="folder to write", metavar="DIR")]
+With = Annotated[list[str] | None, typer.Option("--with", help="tricks, comma-separated: fgm,ema:0.999,head:crf", metavar="TRICK[:VALUE],...")]
+Seed = Annotated[int, typer.Option("--seed", min=0, max=2**31 - 1, help="same seed, same numbers")]
+Set = Annotated[list[str] | None, typer.Option("--set", help="a setting, repeatable: --set epochs=3 --set lr=1e-3", metavar="NAME=VALUE")]
+Resume = Annotated[bool, typer.Option("--resume", help="go on with an unfinished run")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace an earlier result")]
+DeviceOption = Annotated[Device, typer.Option("--device")]
+PrecisionOption = Annotated[Precision, typer.Option("--precision", help="auto: bf16 where the processor multiplies it natively")]
+Threads = Annotated[int | None, typer.Option("--threads", min=1, max=1024, help="threads of one process")]
+OnBadRows = Annotated[BadRows, typer.Option("--on-bad-rows", help="skipped rows are counted and listed")]
+Format = Annotated[str, typer.Option("--format", help="auto, jsonl, csv, tsv, conll or segmented")]
+Json = Annotated[bool, typer.Option("--json", help="one JSON value on stdout, for machines")]
+
+
+def version_callback(value: bool) -> None:
+    """Print the version and stop."""
+    if value:
+        print(f"danlu {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(version: Annotated[bool, typer.Option("--version", callback=version_callback, is_eager=True, help="print the version")] = False) -> None:
+    """Options before the subcommand."""
+
+
+def _spec(task: str, train: str, dev: str | None, test: str | None, model: str, tricks: list[str] | None, seed: int, settings: list[str] | None,
+          device: Device, precision: Precision, threads: int | None, bad: BadRows, format: str) -> Any:
+    from danlu.tasks.spec import Spec
+
+    return Spec.parse(task, train=train, dev=dev, test=test, model=model, tricks=split_commas(tricks), seed=seed, settings=settings or [],
+                      device=device.value, precision=precision.value, threads=threads, on_bad_rows=bad.value, format=format)
+
+
+def split_commas(values: list[str] | None) -> list[str]:
+    """`--with a,b --with c` is a, b, c."""
+    return [part.strip() for value in values or [] for part in value.split(",") if part.strip()]
+
+
+def command_line() -> str:
+    """The command as it was typed, for records."""
+    import shlex
+
+    return shlex.join(["danlu", *sys.argv[1:]])
+
+
+@app.command()
+def train(
+    task: Annotated[str, typer.Argument(help="tag or classify", metavar="TASK")],
+    train: Train, dev: Dev = None, test: Test = None, model: Model = "dgcnn", out: Out = None, with_: With = None, seed: Seed = 0, set_: Set = None,
+    resume: Resume = False, overwrite: Overwrite = False, device: DeviceOption = Device.auto, precision: PrecisionOption = Precision.auto,
+    threads: Threads = None, on_bad_rows: OnBadRows = BadRows.fail, format: Format = "auto", json: Json = False,
+) -> None:
+    """Train a model on your files; writes a model folder and a report page."""
+    from danlu.cli.show import Progress, print_training
+    from danlu.tasks.training import train_folder
+
+    spec = _spec(task, train, dev, test, model, with_, seed, set_, device, precision, threads, on_bad_rows, format)
+    target = out or Path(f"danlu-{task}")
+    with Progress() as progress:
+        record = train_folder(spec, target, command=command_line(), resume=resume, overwrite=overwrite, on_event=progress)
+    if record is not None:  # None: another process of the same launch reports
+        print_training(record, target, as_json=json)
+
+
+@app.command()
+def evaluate(
+    folder: Annotated[Path, typer.Argument(help="model folder", metavar="DIR")],
+    data: Annotated[str, typer.Option("--data", help="file or named set", metavar="FILE|NAME", show_default=False)],
+    device: DeviceOption = Device.auto, precision: PrecisionOption = Precision.auto, threads: Threads = None,
+    on_bad_rows: OnBadRows = BadRows.fail, format: Format = "auto", json: Json = False,
+) -> None:
+    """Score a trained model on a labelled file."""
+    from danlu.cli.show import Progress, print_scores
+    from danlu.tasks.trained import Trained
+
+    trained = Trained.load(folder, device=device.value, precision=precision.value, threads=threads)
+    with Progress() as progress:
+        scores = trained.evaluate(data, on_bad_rows=on_bad_rows.value, format=format, on_event=progress)
+    print_scores(scores, as_json=json)
+
+
+@app.command()
+def predict(
+    folder: Annotated[Path, typer.Argument(help="model folder", metavar="DIR")],
+    texts: Annotated[list[str] | None, typer.Argument(help="texts; none reads --input", metavar="[TEXT ...]")] = None,
+    input: Annotated[str | None, typer.Option("--input", help="file with one text a line, - is standard input", metavar="FILE|-")] = None,
+    json: Annotated[bool, typer.Option("--json", help="one JSON object a line")] = False,
+    device: DeviceOption = Device.auto, precision: PrecisionOption = Precision.auto, threads: Threads = None,
+) -> None:
+    """Use a trained model: one output line for every input line, empty ones too."""
+    from danlu.cli.show import print_predictions
+    from danlu.data.errors import InputError
+    from danlu.tasks.trained import Trained, text_lines
+
+    if texts and input:
+        raise InputError("give texts or --input, not both")
+    if not texts and input is None and sys.stdin.isatty():
+        raise InputError("nothing to predict on: give texts, or --input FILE, or --input - to read standard input")
+    trained = Trained.load(folder, device=device.value, precision=precision.value, threads=threads)
+    lines = iter(texts) if texts else text_lines(input or "-")
+    print_predictions(trained.predict(lines), as_json=json)
+
+
+@app.command()
+def ablate(
+    task: Annotated[str, typer.Argument(help="tag or classify", metavar="TASK")],
+    train: Train, dev: Dev = None, test: Test = None,
+    with_: Annotated[list[str] | None, typer.Option("--with", help="tricks to compare, comma-separated", metavar="TRICK[:VALUE],...")] = None,
+    seeds: Annotated[int, typer.Option("--seeds", min=1, max=1000, help="runs of every arm; 5 or more for a verdict worth having")] = 5,
+    model: Model = "dgcnn", out: Out = None,
+    jobs: Annotated[int, typer.Option("--jobs", min=1, max=1024, help="trials at a time")] = 1,
+    engine: Annotated[EngineName, typer.Option("--engine", help="ray: a local Ray, or the cluster that RAY_ADDRESS names")] = EngineName.local,
+    seed: Annotated[int, typer.Option("--seed", min=0, max=2**31 - 1, help="of the first run; the others count up")] = 0,
+    set_: Set = None, resume: Resume = False, overwrite: Overwrite = False, device: DeviceOption = Device.auto,
+    precision: PrecisionOption = Precision.auto, threads: Threads = None, on_bad_rows: OnBadRows = BadRows.fail, format: Format = "auto",
+    json: Json = False,
+) -> None:
+    """Which of these tricks helps on my data? Baseline, each trick alone, all together, over seeds."""
+    from danlu.cli.show import Progress, print_ablation
+    from danlu.data.errors import InputError
+    from danlu.tasks.ablate import run_ablation
+    from danlu.tasks.report import write_report
+
+    tricks = split_commas(with_)
+    if not tricks:
+        raise InputError("nothing to compare: give tricks, for example --with fgm,ema; `danlu list tricks` shows them")
+    spec = _spec(task, train, dev, test, model, None, seed, set_, device, precision, threads, on_bad_rows, format)
+    target = out or Path(f"danlu-ablate-{task}")
+    with Progress() as progress:
+        record = run_ablation(
+            spec.to_json(), tricks, seeds, target, jobs=jobs, engine=engine.value, resume=resume, overwrite=overwrite, on_event=progress,
+            command_line=command_line(), finish=lambda done, folder: write_report(done, folder) and None,
+        )  # fmt: skip
+    print_ablation(record, target, as_json=json)
+    if record.get("failed"):
+        raise typer.Exit(1)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("--out", help="folder to write", metavar="DIR")] = Path("danlu-demo"),
+    text: Annotated[str | None, typer.Option("--text", help="a sentence of your own to segment")] = None,
+    overwrite: Overwrite = False, seed: Seed = 0, threads: Threads = None,
+    quick: Annotated[bool, typer.Option("--quick", help="a minute instead of five: less text, the figures are lower")] = False,
+) -> None:
+    """The whole story on embedded real text: train a Chinese word segmenter, compare three tricks, show a page."""
+    from danlu.cli.show import Progress, print_demo
+    from danlu.tasks.demo import run_demo
+
+    with Progress() as progress:
+        record = run_demo(out, text=text, overwrite=overwrite, seed=seed, threads=threads, quick=quick, command=command_line(), on_event=progress)
+    print_demo(record, out)
+
+
+@app.command("list")
+def list_(what: Annotated[ListWhat, typer.Argument(help="methods, recipes, tricks, tasks or data")] = ListWhat.methods, json: Json = False) -> None:
+    """Names and what each is for."""
+    from danlu.cli.listing import listed
+    from danlu.cli.show import print_rows
+
+    print_rows(listed(what.value), as_json=json)
+
+
+@app.command()
+def show(name: Annotated[str, typer.Argument(help="a method, recipe, trick, task or data set")], json: Json = False) -> None:
+    """The documentation of one name."""
+    from danlu.cli.listing import shown
+    from danlu.cli.show import print_page
+
+    print_page(shown(name), as_json=json)
+
+
+@app.command()
+def copy(
+    recipe: Annotated[str, typer.Argument(help="name of a recipe")],
+    path: Annotated[Path, typer.Argument(help="file to write; must not exist")],
+) -> None:
+    """Copy a recipe's script, to change it."""
+    from danlu.cli.listing import copy_recipe
+
+    print(f"wrote {copy_recipe(recipe, path)}")
+
+
+@app.command()
+def run(
+    recipe: Annotated[str, typer.Argument(help="name of a recipe; `danlu list recipes` shows them")],
+    scale: Annotated[Scale, typer.Option("--scale", help="smoke: seconds; full: the claim at its size")] = Scale.smoke,
+    seed: Annotated[int | None, typer.Option("--seed", min=0, help="one run with this seed")] = None,
+    seeds: Annotated[int, typer.Option("--seeds", min=1, max=1000, help="runs with seeds 0, 1, ...; an interval needs 2")] = 1,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="a field of the recipe's Config", metavar="NAME=VALUE")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="JSON file for the result; finished seeds in it are not run again", metavar="FILE")] = None,
+    overwrite: Overwrite = False, json: Json = False,
+) -> None:
+    """Run a recipe: measure a source's claim."""
+    from danlu.cli.show import Progress, print_recipe
+    from danlu.recipes import run_recipe
+
+    with Progress() as progress:
+        record = run_recipe(recipe, scale=scale.value, seeds=[seed] if seed is not None else list(range(seeds)), settings=set_ or [], out=out,
+                            overwrite=overwrite, command=command_line(), on_event=progress)
+    print_recipe(record, as_json=json)
+
+
+@app.command()
+def benchmark(name: Annotated[str | None, typer.Argument(help="name; none lists them")] = None) -> None:
+    """Run a benchmark of the checkout: danlu and the named peer in one process."""
+    from danlu.cli.listing import run_benchmark
+
+    raise typer.Exit(run_benchmark(name))
+
+
+@data_app.command("list")
+def data_list(json: Json = False) -> None:
+    """Licence, size, origin and place of every named set."""
+    from danlu.cli.show import print_data
+    from danlu.tasks.datasets import list_sets
+
+    print_data(list_sets(), as_json=json)
+
+
+@data_app.command("get")
+def data_get(
+    name: Annotated[str, typer.Argument(help="name of a set")],
+    folder: Annotated[Path, typer.Option("--out", help="folder to write", metavar="DIR")] = Path("danlu-data"),
+) -> None:
+    """Print licence, origin and conversion of a set; download it if it is stored as its source has it."""
+    from danlu.cli.show import print_data_card
+    from danlu.tasks.datasets import get
+
+    print_data_card(get(name, folder))

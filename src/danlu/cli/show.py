@@ -1,0 +1,324 @@
+"""What the command line prints: progress on stderr, tables and results on stdout, JSON where asked."""
+
+import json
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+from rich.table import Table
+from rich.text import Text
+
+__all__ = [
+    "Progress", "print_ablation", "print_data", "print_data_card", "print_demo", "print_page", "print_predictions", "print_recipe",
+    "print_rows", "print_scores", "print_training",
+]  # fmt: skip
+VERDICT_STYLE = {"helps": "bold green", "hurts": "bold red", "no evidence": "dim", "too few seeds": "dim"}
+
+
+class Progress:
+    """Draws events: bars on a terminal, a line now and then elsewhere."""
+
+    def __init__(self) -> None:
+        self.console = Console(stderr=True, highlight=False)
+        self.live = self.console.is_terminal
+        self.bar = Bar(
+            TextColumn("{task.description}"), BarColumn(bar_width=30), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
+            console=self.console, disable=not self.live, transient=True,
+        )  # fmt: skip
+        self.steps: Any = None
+        self.trials: Any = None
+        self.loss = ""
+        self.told = time.monotonic()
+
+    def __enter__(self) -> "Progress":
+        self.bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
+
+    def say(self, text: str) -> None:
+        """One line above the bars."""
+        self.console.print(Text(text))
+
+    def __call__(self, event: Mapping[str, Any]) -> None:
+        """Draw one event."""
+        handler = getattr(self, f"on_{event['event']}", None)
+        if handler:
+            handler(event)
+
+    def on_phase(self, event: Mapping[str, Any]) -> None:
+        """A new part of the work."""
+        self.say(event["text"])
+        if self.steps is not None:
+            self.bar.remove_task(self.steps)
+            self.steps = None
+
+    def on_data(self, event: Mapping[str, Any]) -> None:
+        """What was read."""
+        for part in event["parts"]:
+            skipped = f", {part['skipped']:,} rows skipped" if part["skipped"] else ""
+            self.say(f"{part['role']:5} {part['name']}: {part['examples']:,} examples, {part['tokens']:,} tokens{skipped}")
+            for row in part.get("skipped_rows", [])[:5]:
+                self.say(f"      skipped {row['file']} line {row['line']}: {row['reason']}")
+
+    def on_step(self, event: Mapping[str, Any]) -> None:
+        """One optimiser step."""
+        if not self.live:
+            return
+        if self.steps is None:
+            self.steps = self.bar.add_task("training", total=event["total"])
+        self.bar.update(self.steps, completed=event["step"], description=f"training {self.loss}")
+
+    def on_loss(self, event: Mapping[str, Any]) -> None:
+        """Mean loss of the last steps."""
+        self.loss = f"loss {event['loss']:.4f}"
+        if not self.live and time.monotonic() - self.told > 20:
+            self.told = time.monotonic()
+            self.say(f"step {event['step']:,} epoch {event['epoch']:.2f} loss {event['loss']:.4f}")
+
+    def on_dev(self, event: Mapping[str, Any]) -> None:
+        """Scores on dev."""
+        scores = "  ".join(f"{k} {v:.4f}" for k, v in event["dev"].items() if isinstance(v, float))
+        self.say(f"step {event['step']:,} epoch {event['epoch']:.2f} dev  {scores}")
+
+    def on_stop(self, event: Mapping[str, Any]) -> None:
+        """Stopped early."""
+        self.say(f"stopped at step {event['step']:,}: no better dev score since step {event['best_step']:,}")
+
+    def on_plan(self, event: Mapping[str, Any]) -> None:
+        """What an ablation will do."""
+        stored = f", {event['stored']} of them stored already" if event["stored"] else ""
+        self.say(f"{event['trials']} trials{stored}: {', '.join(event['arms'])}; {len(event['seeds'])} seeds; {event['jobs']} at a time")
+        if self.live:
+            self.trials = self.bar.add_task("trials", total=event["trials"], completed=event["stored"])
+
+    def on_estimate(self, event: Mapping[str, Any]) -> None:
+        """How long it takes."""
+        self.say(f"about {duration(event['seconds'])} to go (from the {event['of']})")
+
+    def on_trial(self, event: Mapping[str, Any]) -> None:
+        """A trial ended."""
+        self.say(f"{event['done']:3}/{event['trials']}  {event['arm']:20} seed {event['seed']:<3} {event['value']:.4f}  {event['seconds']:.1f} s")
+        if self.trials is not None:
+            self.bar.update(self.trials, completed=event["done"])
+
+    def on_failed(self, event: Mapping[str, Any]) -> None:
+        """A trial failed."""
+        self.say(f"{event['done']:3}/{event['trials']}  {event['arm']:20} seed {event['seed']:<3} FAILED: {event['line']}")
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds in words a person reads."""
+    if seconds is None:
+        return "an unknown time"
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
+
+
+def out() -> Console:
+    """Console on stdout: colour on a terminal, plain wide text in a pipe."""
+    return Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=160, no_color=True)
+
+
+def table(columns: Sequence[tuple[str, str]], rows: Iterable[Sequence[Any]]) -> Table:
+    """A table of (title, "left" or "right") columns."""
+    drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for title, side in columns:
+        drawn.add_column(title, justify=side, overflow="fold")  # type: ignore[arg-type]
+    for row in rows:
+        drawn.add_row(*[cell if isinstance(cell, Text) else Text(str(cell)) for cell in row])
+    return drawn
+
+
+def dump(value: Any) -> None:
+    """One JSON value on stdout."""
+    print(json.dumps(value, ensure_ascii=False, indent=1))
+
+
+def scores_table(metrics: Mapping[str, Mapping[str, Any]]) -> Table:
+    """Parts in rows, numbers in columns."""
+    names = list(dict.fromkeys(k for part in metrics.values() for k, v in part.items() if isinstance(v, int | float)))
+    return table([("", "left"), *[(n, "right") for n in names]],
+                 [[role, *[number(part.get(n)) for n in names]] for role, part in metrics.items()])
+
+
+def types_table(by_type: Mapping[str, Mapping[str, float]]) -> Table:
+    """Scores of every type or class."""
+    keys = ("precision", "recall", "f1", "support")
+    return table([("type", "left"), *[(k, "right") for k in keys]], [[kind or "(word)", *[number(s[k]) for k in keys]] for kind, s in by_type.items()])
+
+
+def number(value: Any) -> str:
+    """Whole numbers with commas, others with four digits."""
+    if value is None:
+        return "-"
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
+
+
+def print_training(record: Mapping[str, Any], folder: Path, as_json: bool = False) -> None:
+    """The end of `danlu train`."""
+    if as_json:
+        return dump({**record, "folder": str(folder)})
+    console = out()
+    if record["metrics"]:
+        console.print(scores_table(record["metrics"]))
+        last = list(record["metrics"].values())[-1]
+        if len(last.get("by_type", {})) > 1:
+            console.print(types_table(last["by_type"]))
+    seconds = record["seconds"]
+    console.print(f"{record['steps']:,} steps, {record['parameters']:,} parameters, {record['machine']['precision']}, {record['machine']['threads']} threads; "
+                  f"training {duration(seconds['train'])}, everything {duration(seconds['total'])}")
+    for note in record.get("notes", []):
+        console.print(Text(f"note: {note}"))
+    page = folder / "report.html"
+    console.print(Text(f"model   {folder}{f'{chr(10)}report  {page}' if page.exists() else ''}\nuse     danlu predict {folder} TEXT"))
+    return None
+
+
+def print_scores(scores: Mapping[str, Any], as_json: bool = False) -> None:
+    """The end of `danlu evaluate`."""
+    if as_json:
+        return dump(scores)
+    console = out()
+    card = scores["data"]
+    console.print(Text(f"{card['name']}: {card['examples']:,} examples, {card['tokens']:,} tokens" + (f", {card['skipped']:,} skipped" if card["skipped"] else "")))
+    console.print(scores_table({"": scores["metrics"]}))
+    if len(scores["metrics"].get("by_type", {})) > 1:
+        console.print(types_table(scores["metrics"]["by_type"]))
+    return None
+
+
+def print_predictions(predictions: Iterable[Mapping[str, Any]], as_json: bool = False) -> None:
+    """One line for every text."""
+    from danlu.tasks import get_task
+
+    shows = {name: get_task(name).show for name in ("tag", "classify")} if not as_json else {}
+    for prediction in predictions:
+        if as_json:
+            line = json.dumps(prediction, ensure_ascii=False)
+        else:
+            line = shows["classify" if "label" in prediction else "tag"](prediction)
+        sys.stdout.write(line + "\n")
+        if not sys.stdin.isatty():
+            sys.stdout.flush()
+
+
+def verdict_table(record: Mapping[str, Any]) -> Table:
+    """Arms in rows: score, gain with interval, verdict, cost."""
+    base = record["arms"][0]
+    rows = []
+    for arm in record["arms"]:
+        gap = arm["difference"]
+        cost = f"x{arm['seconds'] / base['seconds']:.2f}" if arm.get("seconds") and base.get("seconds") else "-"
+        memory = f"{arm['memory_mb']:,.0f}" if arm.get("memory_mb") else "-"
+        score = "-" if arm["mean"] is None else f"{arm['mean']:.4f}"
+        if gap is None:
+            rows.append([arm["name"], score, "", "", "", cost, memory])
+            continue
+        verdict = Text(gap["verdict"], style=VERDICT_STYLE.get(gap["verdict"], ""))
+        span = "-" if gap["low"] is None else f"[{100 * gap['low']:+.2f}, {100 * gap['high']:+.2f}]"
+        rows.append([arm["name"], score, f"{100 * gap['mean']:+.2f}", span, verdict, cost, memory])
+    metric = record["metric"]
+    return table([("arm", "left"), (metric, "right"), ("gain, points", "right"), ("95 % interval", "right"), ("verdict", "left"), ("time", "right"), ("MB", "right")], rows)
+
+
+def print_ablation(record: Mapping[str, Any], folder: Path, as_json: bool = False) -> None:
+    """The end of `danlu ablate`."""
+    if as_json:
+        return dump({**record, "folder": str(folder)})
+    console = out()
+    console.print(verdict_table(record))
+    console.print(Text(f"{len(record['seeds'])} seeds, {record['examples']:,} examples, judged on {record['evaluated_on']}"))
+    for note in record.get("notes", []):
+        console.print(Text(f"note: {note}"))
+    for failure in record.get("failed", []):
+        console.print(Text(f"failed: {failure['arm']} seed {failure['seed']}: {failure['line']}"))
+    page = folder / "report.html"
+    console.print(Text(f"record  {folder / 'ablation.json'}{f'{chr(10)}report  {page}' if page.exists() else ''}"))
+    return None
+
+
+def print_demo(record: Mapping[str, Any], folder: Path) -> None:
+    """The end of `danlu demo`."""
+    console = out()
+    console.print(table([("word segmentation of held-out newspaper", "left"), ("precision", "right"), ("recall", "right"), ("word F1", "right"), ("note", "left")],
+                        [[row["name"], *[f"{row[k]:.4f}" for k in ("precision", "recall", "f1")], row["note"]] for row in record["segmenters"]]))
+    console.print(Text(record["trained_on"]))
+    console.print(verdict_table(record["ablation"]))
+    console.print(Text(record["ablation_on"]))
+    console.print(Text(f"\n{record['sentence']}\n{record['segmented']}\n"))
+    console.print(Text(f"model   {folder / 'model'}\nreport  {folder / 'model' / 'report.html'}\n        {folder / 'ablation' / 'report.html'}\n"
+                       f"use     danlu predict {folder / 'model'} TEXT\ntook    {duration(record['seconds'])}"))
+
+
+def print_rows(rows: Sequence[Mapping[str, str]], as_json: bool = False) -> None:
+    """A list of names."""
+    if as_json:
+        return dump(list(rows))
+    if rows:
+        names = list(rows[0])
+        out().print(table([(n, "left") for n in names], [[row.get(n, "") for n in names] for row in rows]))
+    return None
+
+
+def print_page(page: Mapping[str, str], as_json: bool = False) -> None:
+    """Documentation of one name."""
+    if as_json:
+        return dump(dict(page))
+    out().print(Text(page["doc"]))
+    return None
+
+
+def print_recipe(record: Mapping[str, Any], as_json: bool = False) -> None:
+    """Measured beside claimed."""
+    if as_json:
+        return dump(record)
+    console = out()
+    rows = []
+    for name, value in record["measured"].items():
+        span = "" if value["low"] is None else f"[{value['low']:.4f}, {value['high']:.4f}]"
+        claim = record["claimed"].get(name)
+        rows.append([name, f"{value['mean']:.4f}", span, "" if claim is None else f"{claim:g}"])
+    console.print(table([(f"{record['recipe']} ({record['scale']})", "left"), ("measured", "right"), ("95 % interval", "right"), ("claimed", "right")], rows))
+    console.print(f"{len(record['runs'])} seeds, {duration(record['seconds'])}")
+    return None
+
+
+def print_data(rows: Sequence[Mapping[str, Any]], as_json: bool = False) -> None:
+    """Named data sets."""
+    if as_json:
+        return dump(list(rows))
+    console = out()
+    keys = ("name", "task", "language", "rows", "mb", "licence", "origin", "found")
+    console.print(table([(k, "left") for k in keys], [[_cell(row.get(k)) for k in keys] for row in rows]))
+    for note in dict.fromkeys(row["note"] for row in rows if row.get("note")):
+        console.print(Text(note))
+    return None
+
+
+def print_data_card(card: Mapping[str, Any]) -> None:
+    """One data set: licence, origin, conversion, and where it was put."""
+    for key, value in card.items():
+        print(f"{key}: {_cell(value)}")
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.1f}"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_cell, value))
+    if isinstance(value, Mapping):
+        return "; ".join(f"{k} {_cell(v)}" for k, v in value.items())
+    return f"{value:,}" if isinstance(value, int) else str(value)

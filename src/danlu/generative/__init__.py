@@ -1,0 +1,1 @@
+"""Generative models: autoencoders, flows, adversarial and energy-based ones. Empty so far."""

@@ -1,0 +1,1 @@
+"""Looking into trained models of anybody's making. Empty so far."""

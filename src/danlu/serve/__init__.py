@@ -1,0 +1,1 @@
+"""A model folder behind HTTP. Empty so far."""

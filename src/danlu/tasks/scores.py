@@ -1,0 +1,15 @@
+"""What an evaluation comes to: numbers, counts per example that a comparison can resample, and details for a page."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+__all__ = ["Scores"]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """metrics: name -> number (and by_type); counts: (correct, predicted, gold) of every example, in order; page: details."""
+
+    metrics: dict[str, Any]
+    counts: list[tuple[int, int, int]]
+    page: dict[str, Any] = field(default_factory=dict)

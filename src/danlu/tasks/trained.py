@@ -1,0 +1,137 @@
+"""A trained model folder, opened: evaluate it on a labelled file, predict on lines of text."""
+
+import gzip
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from danlu.data.errors import InputError
+from danlu.tasks import get_task
+from danlu.tasks.device import choose, inference
+from danlu.tasks.folder import read_task, read_tensors
+from danlu.tasks.spec import Spec
+from danlu.tasks.training import drop_unusable, read_part
+
+__all__ = ["Trained", "text_lines"]
+
+
+class Trained:
+    """A model of a folder, ready for use.
+
+    Args:
+        task: the task's object.
+        model: with its weights, in evaluation mode.
+        stored: task.json.
+        device: resolved.
+        precision: resolved.
+    """
+
+    def __init__(self, task: Any, model: Any, stored: dict[str, Any], device: str, precision: str) -> None:
+        self.task, self.model, self.stored, self.device, self.precision = task, model, stored, device, precision
+
+    @classmethod
+    def load(cls, folder: str | Path, device: str = "auto", precision: str = "auto", threads: int | None = None) -> "Trained":
+        """Open a folder that `danlu train` wrote.
+
+        Args:
+            folder: the model folder.
+            device: "auto", "cpu", "cuda" or "mps".
+            precision: "auto", "fp32" or "bf16".
+            threads: of torch; None keeps its number.
+
+        Returns:
+            The opened model.
+
+        Raises:
+            InputError: not a model folder, a damaged file, a newer format.
+        """
+        folder = Path(folder)
+        stored = read_task(folder)
+        device, precision = choose(device, precision)
+        if threads:
+            torch.set_num_threads(threads)
+        task = get_task(stored.get("task", ""))
+        weights = read_tensors(folder / "model.safetensors")
+        model = task.load(folder, stored)
+        try:
+            model.load_state_dict(weights)
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())[:300]
+            raise InputError(f"{folder}/model.safetensors does not fit its task.json ({reason}); restore both from one copy") from None
+        return cls(task, model.to(device).eval(), stored, device, precision)
+
+    def evaluate(self, source: str, on_bad_rows: str = "fail", format: str = "auto", on_event: Callable[[dict[str, Any]], None] = lambda event: None) -> dict[str, Any]:
+        """Scores on a labelled file or named set.
+
+        Args:
+            source: file or name.
+            on_bad_rows: "fail" or "skip".
+            format: of the file.
+            on_event: is told of progress.
+
+        Returns:
+            "data" (the part's card), "metrics", "task".
+
+        Raises:
+            InputError: the file cannot be used.
+        """
+        spec = Spec(task=self.task.name, train=source, on_bad_rows=on_bad_rows, format=format)
+        part = read_part(spec, "test", source)
+        if part.scheme and part.scheme != self.stored.get("scheme"):
+            raise InputError(f"{source} is tagged in {part.scheme}, the model in {self.stored.get('scheme')}; convert the file")
+        drop_unusable(self.task, self.model, part, on_bad_rows)
+        on_event({"event": "phase", "text": f"scoring {len(part.examples):,} examples"})
+        with inference(self.device, self.precision):
+            scores = self.task.evaluate(self.model, part.examples, details=True)
+        return {"kind": "evaluate", "task": self.task.name, "data": part.card(), "metrics": scores.metrics}
+
+    def predict(self, texts: Iterable[str], chunk: int = 256) -> Iterator[dict[str, Any]]:
+        """One result for every text, in order; reads as it goes.
+
+        Args:
+            texts: any number of texts; empty ones give empty results.
+            chunk: texts taken together.
+
+        Yields:
+            The task's prediction of each text.
+        """
+        source = iter(texts)
+        while part := list(islice(source, chunk)):
+            with inference(self.device, self.precision):
+                results = self.task.predict(self.model, part)
+            yield from results
+
+
+def text_lines(path: str) -> Iterator[str]:
+    """Lines of a UTF-8 file, "-" for standard input, .gz too, without their line ends.
+
+    Args:
+        path: file name or "-".
+
+    Yields:
+        Every line, empty ones too.
+
+    Raises:
+        InputError: no such file, a folder, invalid UTF-8 (named with its line).
+    """
+    try:
+        stream = sys.stdin.buffer if path == "-" else gzip.open(path, "rb") if path.endswith(".gz") else open(path, "rb")  # noqa: SIM115
+    except FileNotFoundError:
+        raise InputError(f"no file {path}; give texts, a file, or - for standard input") from None
+    except IsADirectoryError:
+        raise InputError(f"{path} is a folder; give a file with one text a line") from None
+    with stream:
+        number = 0
+        try:
+            for number, raw in enumerate(stream, 1):
+                yield raw.decode("utf-8").removeprefix("\ufeff" if number == 1 else "").rstrip("\r\n")
+        except UnicodeDecodeError as error:
+            raise InputError(
+                f"{path} line {number}: not UTF-8 (byte {error.object[error.start]:#04x} at column {error.start + 1}); convert it, for example with iconv -f gb18030 -t utf-8"
+            ) from None
+        except (gzip.BadGzipFile, EOFError) as error:
+            raise InputError(f"{path} after line {number}: damaged gzip ({error}); fetch or pack it again") from None

@@ -1,0 +1,23 @@
+"""One step of anybody's training loop, changed for a while and always put back."""
+
+from danlu.train.adversarial import FGM, PGD, Noise, fgm_backward, noise_backward, perturbed, pgd_backward
+from danlu.train.adversarial_output import (
+    fgm_output_backward,
+    noise_output_backward,
+    output_perturbed,
+    pgd_output_backward,
+)
+
+__all__ = [
+    "FGM",
+    "PGD",
+    "Noise",
+    "fgm_backward",
+    "fgm_output_backward",
+    "noise_backward",
+    "noise_output_backward",
+    "output_perturbed",
+    "perturbed",
+    "pgd_backward",
+    "pgd_output_backward",
+]
