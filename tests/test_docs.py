@@ -196,7 +196,7 @@ def test_committed_files_are_found():
 # The tests above are only as good as the rules they call.
 
 GOOD = r'''
-r"""Norms of a vector: \|x\|.
+r"""Norms of a vector of N \times 1 numbers.
 
     n = sqrt(sum x^2)                                                                (1)
 

@@ -1,5 +1,6 @@
 """The papers around the code agree with each other: versions, pins, licence files, and make says what it lacks."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -71,7 +72,9 @@ def make(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     """Run the project's Makefile in a folder that has nothing else."""
     for name in ("Makefile", "pyproject.toml", "constraints.txt"):
         shutil.copy(ROOT / name, folder)
-    return subprocess.run(["make", *words], cwd=folder, capture_output=True, text=True, timeout=120)
+    outer = {"MAKEFLAGS", "MAKEOVERRIDES", "MAKELEVEL", "MFLAGS", "TEST_ARGS", "DEMO_ARGS", "PIP_ARGS", "PYTHON"}
+    env = {key: value for key, value in os.environ.items() if key not in outer}  # of a `make test` that runs this
+    return subprocess.run(["make", *words], cwd=folder, env=env, capture_output=True, text=True, timeout=120)
 
 
 def script(path: Path, body: str) -> str:
@@ -85,9 +88,7 @@ def script(path: Path, body: str) -> str:
 def test_make_names_a_python_that_is_too_old(tmp_path):
     says = "import sys; sys.version_info = (3, {0}, 9); sys.version = '3.{0}.9 (made up)'; exec(sys.argv[1])"
     old = script(tmp_path / "python3.10", f"""exec '{sys.executable}' -c "{says.format(10)}" "$2" """)
-    new = script(
-        tmp_path / "python3.11", f"""exec '{sys.executable}' -c "{says.format(11)}" "$2" """
-    )
+    new = script(tmp_path / "python3.11", f"""exec '{sys.executable}' -c "{says.format(11)}" "$2" """)
     done = make(tmp_path, "test", f"PYTHON={old}")
     assert done.returncode != 0
     assert f"needs Python 3.11 or newer; tried {old} (3.10.9)" in done.stderr

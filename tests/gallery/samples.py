@@ -85,8 +85,8 @@ def tagger() -> dict[str, Any]:
     return {
         "kind": "train",
         "title": "Named entities in Weibo posts: gated convolutions with a CRF",
-        "command": "danlu train tag --train weibo/train.conll --dev weibo/dev.conll --test weibo/test.conll --model dgcnn:6x128 "
-        "--with fgm:0.5,ema,crf_lr:100 --set epochs=5 lr=0.001 --seed 7 --out runs/weibo-ner",
+        "command": "danlu train tag --train weibo/train.conll --dev weibo/dev.conll --test weibo/test.conll "
+        "--model dgcnn:6x128 --with fgm:0.5,ema,crf_lr:100 --set epochs=5 lr=0.001 --seed 7 --out runs/weibo-ner",
         "task": "tag",
         "created": "2026-11-21 14:03 UTC",
         "danlu": "0.1.0",
@@ -360,8 +360,8 @@ def ablation() -> dict[str, Any]:
     return {
         "kind": "ablation",
         "title": "Which tricks help a Weibo entity tagger?",
-        "command": "danlu ablate tag --train weibo/train.conll --dev weibo/dev.conll --test weibo/test.conll --model dgcnn:6x128 "
-        "--with fgm:0.5,ema,crf_lr:100,noise:0.5 --seeds 5 --jobs 2 --out runs/weibo-ablation",
+        "command": "danlu ablate tag --train weibo/train.conll --dev weibo/dev.conll --test weibo/test.conll "
+        "--model dgcnn:6x128 --with fgm:0.5,ema,crf_lr:100,noise:0.5 --seeds 5 --jobs 2 --out runs/weibo-ablation",
         "task": "tag",
         "metric": "f1",
         "seeds": seeds,
@@ -374,7 +374,5 @@ def ablation() -> dict[str, Any]:
         "created": "2026-11-21 15:20 UTC",
         "danlu": "0.1.0",
         "seconds": {"total": 812.7},
-        "notes": [
-            "noise:0.5 perturbs the embeddings as far as fgm:0.5 does, in a random direction: it is the control for fgm."
-        ],
+        "notes": ["noise:0.5 moves the embeddings as far as fgm:0.5 does, in a random direction: the control for fgm."],
     }

@@ -1,6 +1,7 @@
 """Report pages in a real browser: no errors, no requests, no sideways scrolling, working buttons, dead scripts."""
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,10 +18,11 @@ pytestmark = pytest.mark.skipif(
     not (BROWSER and DRIVER), reason="needs chromium and chromedriver on the PATH (Debian: chromium, chromium-driver)"
 )
 
-FLAGS = (
-    "--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update "
-    "--disable-sync --disable-dev-shm-usage --disable-default-apps --disable-extensions"
-).split()
+FLAGS = re.findall(
+    r"\S+",
+    """--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking
+    --disable-component-update --disable-sync --disable-dev-shm-usage --disable-default-apps""",
+)
 ATTACK = "<script>document.title='executed'</script><img src=x onerror=\"document.title='executed'\">"
 
 
@@ -83,7 +85,8 @@ def test_page_fits_is_quiet_and_stays_at_home(browser, tmp_path, request, fixtur
 def test_wide_things_scroll_inside_their_own_box(browser, tmp_path, tagger):
     visit(browser, write(tmp_path, tagger), 360, "light")
     box = browser.execute_script(
-        "const e = document.querySelector('[aria-labelledby=transitions].scroll'); return [e.scrollWidth, e.clientWidth, e.tabIndex]"
+        "const e = document.querySelector('[aria-labelledby=transitions].scroll');"
+        "return [e.scrollWidth, e.clientWidth, e.tabIndex]"
     )
     assert box[0] > box[1] and box[2] == 0
 
@@ -135,7 +138,8 @@ def test_the_copy_button_copies_the_command(browser, tmp_path, ablation, clipboa
         )
     else:  # as in a browser that closes the clipboard to files
         browser.execute_script(
-            "navigator.clipboard.writeText = () => Promise.reject(new Error('no')); document.addEventListener('copy', () => { window.got = String(getSelection()); })"
+            "navigator.clipboard.writeText = () => Promise.reject(new Error('no'));"
+            "document.addEventListener('copy', () => { window.got = String(getSelection()); })"
         )
     button = browser.find_element("css selector", "button[data-copy]")
     button.click()
@@ -194,7 +198,8 @@ def test_every_control_can_be_reached_by_keyboard_and_shows_it(browser, tmp_path
     for _ in range(30):
         (browser.switch_to.active_element or body).send_keys(Keys.TAB)
         seen = browser.execute_script(
-            "const e = document.activeElement; return [e.tagName, e.id || e.getAttribute('data-copy') || '', getComputedStyle(e).outlineStyle]"
+            "const e = document.activeElement, name = e.id || e.getAttribute('data-copy') || '';"
+            "return [e.tagName, name, getComputedStyle(e).outlineStyle]"
         )
         if seen[0] == "BODY":
             break

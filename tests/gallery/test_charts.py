@@ -230,3 +230,10 @@ def test_contrast_of_text_lines_and_cells(theme):
     for name, ground in (("amber", "amber"), ("ink", "amber")):  # text on a spurious mark
         tint = tuple(0.17 * h + 0.83 * p for h, p in zip(c[ground], c["paper"], strict=True))
         assert contrast(c[name], tint) >= 4.5, name
+
+
+def test_a_logarithmic_axis_spaces_equal_factors_equally():
+    (line,) = found(charts.line_chart([Series("a", [(0, 1.0), (1, 10.0), (2, 100.0)])], "x"), "path", "line")
+    heights = [float(p.split()[1]) for p in re.split("[ML]", line.get("d"))[1:]]
+    assert heights[0] - heights[1] == pytest.approx(heights[1] - heights[2], abs=0.2)  # one decimal is printed
+    assert heights[0] > heights[1] > 0

@@ -11,7 +11,7 @@ from html.parser import HTMLParser
 import pytest
 
 from danlu.gallery.formats import count, duration, number, p_value, ratio, signed
-from danlu.gallery.page import ablation_page, report_page, training_page, write_page
+from danlu.gallery.page import ablation_page, environment, report_page, training_page, write_page
 
 VOID = {"meta", "link", "br", "hr", "img", "input"}
 
@@ -215,7 +215,10 @@ def test_a_record_survives_json(tagger):
     assert training_page(json.loads(json.dumps(tagger))) == training_page(tagger)
 
 
-BAD = "</title></script><script>alert(1)</script><img src=x onerror=alert(2)>\" onmouseover='alert(3)' {{ 7*7 }} \x00\x1b \u202e \ud800 & &amp;"
+BAD = (
+    "</title></script><script>alert(1)</script><img src=x onerror=alert(2)>\" onmouseover='alert(3)' {{ 7*7 }} "
+    "\x00\x1b \u202e \ud800 & &amp;"
+)
 
 
 def poison(value):
@@ -227,9 +230,14 @@ def poison(value):
 
 
 KEPT = set(
-    "kind title command task metric seeds examples evaluated_on arms data machine settings created danlu seconds notes name with scores mean std memory_mb "
-    "difference seed value low high p p_holm verdict role tokens skipped parameters metrics dev test f1 precision recall accuracy loss ece macro_f1 by_type "
-    "support log step epoch lr transitions labels matrix illegal confusion calibration bins confidence count worst text gold pred".split()
+    re.findall(
+        r"\w+",
+        """kind title command task metric seeds examples evaluated_on arms data machine settings created danlu
+    seconds notes name with scores mean std memory_mb difference seed value low high p p_holm verdict
+    role tokens skipped parameters metrics dev test f1 precision recall accuracy loss ece macro_f1
+    by_type support log step epoch lr transitions labels matrix illegal confusion calibration bins
+    confidence count worst text gold pred""",
+    )
 )
 
 
@@ -302,6 +310,7 @@ def test_without_jinja2_the_extra_is_named(monkeypatch):
             raise ImportError(name)
         return original(name, *rest)
 
+    environment.cache_clear()
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(ImportError, match=r'pip install "danlu\[plots\]"'):
         training_page({"kind": "train"})
@@ -311,7 +320,7 @@ def test_entities_are_marked_in_place(tagger):
     html = training_page(tagger)
     sentence = html.split('<p class="sentence"')[3]
     assert re.search(
-        r'昨天<mark class="spurious">晚上[^<]*<span class="tag">PER spurious</span></mark>在<mark class="correct">朝阳公园',
+        r'昨天<mark class="spurious">晚上[^<]*<span class="tag">PER spurious</span></mark>在<mark class="correct">朝阳',
         sentence,
     )
     assert re.search(r'<mark class="missed">华谊[^<]*<span class="tag">ORG missed', sentence)
@@ -376,7 +385,10 @@ def test_a_failed_trial_says_failed_and_a_missing_one_a_dash(ablation):
     page = Page(ablation_page(ablation))
     assert page.text.count("failed") == 1
     ablation["arms"][1]["difference"] = None
-    shows(Page(ablation_page(ablation)), "not measured")
+    ablation["failed"] = [{"arm": "ema", "seed": 11, "line": "danlu: the loss is not finite at step 7"}]
+    page = Page(ablation_page(ablation))
+    shows(page, "not measured", "Failed: ema, seed 11. danlu: the loss is not finite at step 7")
+    assert page.text.count("failed") == 2
 
 
 def test_too_few_seeds_has_its_own_word_and_no_bar(ablation):
@@ -422,3 +434,70 @@ def test_write_page_is_whole_or_not_at_all(tmp_path, monkeypatch):
     assert path.read_text() == "new" and path.stat().st_mode & 0o777 == 0o600
     with pytest.raises(FileNotFoundError):
         write_page("x", tmp_path / "missing" / "page.html")
+
+
+def cells(html: str, heading: str) -> list[tuple[str, float, str]]:
+    """(colour, opacity, tooltip) of the painted cells of one heat map."""
+    part = html.split(f'<h2 id="{heading}">')[1].split("</section>")[0]
+    found = re.findall(r'<rect class="(pos|neg)" fill-opacity="([\d.]+)"[^>]*><title>([^<]*)', part)
+    return [(tone, float(alpha), tip) for tone, alpha, tip in found]
+
+
+def test_confusion_is_blue_on_the_diagonal_and_shaded_by_row(tagger):
+    tagger["confusion"] = {"labels": ["A", "B"], "matrix": [[3, 1], [0, 500]]}
+    assert cells(training_page(tagger), "confusion") == [
+        ("pos", 0.6, "A → A: 3"),
+        ("neg", 0.2, "A → B: 1"),
+        ("pos", 0.8, "B → B: 500"),
+    ]
+
+
+def test_transitions_are_shaded_against_the_largest_legal_score(tagger):
+    matrix, illegal = [[2.0, -10000.0], [-1.0, 0.5]], [[False, True], [False, False]]
+    tagger["transitions"] = {"labels": ["B", "I"], "matrix": matrix, "illegal": illegal}
+    html = training_page(tagger)
+    assert [(t, a) for t, a, _ in cells(html, "transitions")] == [
+        ("pos", 0.8),
+        ("neg", 0.8),
+        ("neg", 0.4),
+        ("pos", 0.2),
+    ]
+    assert len(re.findall(r'class="outlined" d="M[^M]*"', html)) == 1
+    shows(Page(html), "B → I: −10k", "Outlined cells are forbidden")
+
+
+def test_the_best_evaluation_is_the_highest(tagger):
+    best = max(row["dev"]["f1"] for row in tagger["log"] if "dev" in row)
+    shows(Page(training_page(tagger)), f"best {number(best)}")
+
+
+def test_counts_among_the_metrics_stay_counts_and_untyped_spans_need_no_table(segmenter):
+    whole = {"precision": 0.9, "recall": 0.9, "f1": 0.9, "support": 103464}
+    segmenter["metrics"]["test"] |= {"tokens": 169728, "unknown_tokens": 37, "by_type": {"": whole}}
+    page = Page(training_page(segmenter))
+    shows(page, "tokens 169,728", "unknown tokens 37 ", "Support 103,464")
+    assert "By type" not in page.text
+
+
+def test_curves_share_their_steps_and_the_learning_rate_is_linear(tagger):
+    tagger["log"] = [{"step": s, "loss": 1.0 / s, "lr": 10.0**-s} for s in (1, 2, 3)] + [
+        {"step": 2, "dev": {"f1": 0.5}}
+    ]
+    html = training_page(tagger)
+    assert "learning rate<" in html
+    (x,) = re.findall(r'<circle class="best" cx="([\d.]+)"', html)
+    left, right = re.findall(r'<line class="axis" x1="([\d.]+)" y1="198" x2="(\d+)" y2="198"/>', html)[1]
+    assert float(x) == pytest.approx((float(left) + float(right)) / 2, abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("stamp", "text"),
+    [
+        ("2026-11-21T13:53:59+00:00", "2026-11-21 13:53 UTC"),
+        ("2026-11-21T23:53:59+08:00", "2026-11-21 15:53 UTC"),
+        ("2026-11-21T13:53", "2026-11-21 13:53"),
+        ("昨天", "昨天"),
+    ],
+)
+def test_the_time_is_for_people(stamp, text):
+    assert f"<span>{text}</span>" in training_page({"kind": "train", "created": stamp})

@@ -69,6 +69,13 @@ def test_what_is_masked_may_be_nan():
     assert pool.hidden.weight.grad.isfinite().all()
 
 
+def test_given_scores_nothing_masked_gets_through():
+    scores = torch.zeros(2, 5, dtype=torch.float64)
+    mask = MASK & torch.tensor([[True], [False]])
+    out = attention_pool(X.masked_fill(~mask[..., None], math.nan), scores.masked_fill(~mask, math.inf), mask)
+    torch.testing.assert_close(out, torch.stack([X[0, MASK[0]].mean(0), torch.zeros(3).double()]))
+
+
 def test_gradcheck():
     pool = make()
     assert torch.autograd.gradcheck(lambda x: pool(x, MASK), X.clone().requires_grad_())

@@ -228,7 +228,7 @@ def test_constrained_decode_is_the_best_legal_path(decode_method):
     assert head.decode(f)[0].tolist() == list(max(legal, key=scores.get))
 
 
-@pytest.mark.parametrize("spread", [1.0, 300.0])
+@pytest.mark.parametrize("spread", [1.0, 40.0, 80.0, 300.0])
 def test_chain_is_exact_when_scores_are_far_apart(spread):
     g, f = spread * values(3, 3, seed=1), spread * values(1, 4, 3)
     for bidirectional in (False, True):

@@ -34,6 +34,11 @@ def test_equals_cross_entropy_of_the_kept_steps():
     torch.testing.assert_close(SoftmaxHead(3).log_prob(X, Y, MASK), -by_hand())
 
 
+def test_many_tags_take_the_same_value():  # they are computed in another layout
+    x = torch.randn(3, 4, 20, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(softmax_nll(x, Y, MASK, "none"), by_hand(x))
+
+
 def test_decode_is_the_largest_of_each_step():
     expected = X.argmax(-1).masked_fill(~MASK, -1)
     assert torch.equal(SoftmaxHead(3).decode(X, MASK), expected)

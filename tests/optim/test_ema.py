@@ -11,6 +11,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from danlu.optim import EMA, decay_from_half_life, half_life
+from danlu.recipes.keras_cooler import SCALES, run
 
 
 def small(dtype=torch.float32):
@@ -292,6 +293,13 @@ def test_follows_a_change_of_precision():
     with ema.swap():
         assert model[0].weight.dtype == torch.bfloat16
     assert ema.averages()["0.weight"].dtype == torch.float32
+
+
+def test_the_average_is_steadier_and_better_on_digits():
+    """The reason to average: over three runs at least three times steadier and a point better."""
+    runs = [run(SCALES["full"], seed).measured for seed in range(3)]
+    assert sum(r["spread"] for r in runs) > 3 * sum(r["spread of the average"] for r in runs)
+    assert sum(r["gain"] for r in runs) / 3 > 0.01
 
 
 def test_half_life_is_exact():

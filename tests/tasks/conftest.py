@@ -5,7 +5,25 @@ from pathlib import Path
 
 import pytest
 
-WORDS = ["我们", "在", "北京", "学习", "数学", "喜欢", "的", "科学空间", "和", "上海", "大学", "一", "个", "新", "方法", "很", "好"]
+WORDS = [
+    "我们",
+    "在",
+    "北京",
+    "学习",
+    "数学",
+    "喜欢",
+    "的",
+    "科学空间",
+    "和",
+    "上海",
+    "大学",
+    "一",
+    "个",
+    "新",
+    "方法",
+    "很",
+    "好",
+]
 
 
 @pytest.fixture(scope="session")
@@ -53,4 +71,12 @@ def classify_spec(labelled: Path):
 
     files = {role: str(labelled / f"{role}.csv") for role in ("train", "dev", "test")}
     settings = {k: v for k, v in SMALL.items() if k != "context"}
-    return Spec(task="classify", model="dgcnn:2x16", set={**settings, "epochs": 6.0}, threads=1, precision="fp32", device="cpu", **files)
+    return Spec(
+        task="classify",
+        model="dgcnn:2x16",
+        set={**settings, "epochs": 6.0},
+        threads=1,
+        precision="fp32",
+        device="cpu",
+        **files,
+    )

@@ -96,7 +96,9 @@ def test_targets_that_would_lose_something_are_refused(tmp_path, state, options,
         f.check_target(out, mark="task.json", **{"overwrite": False, "resume": False, **options})
 
 
-@pytest.mark.parametrize(("state", "options"), [("none", {}), ("result", {"overwrite": True}), ("partial", {"resume": True}), ("empty", {})])
+@pytest.mark.parametrize(
+    ("state", "options"), [("none", {}), ("result", {"overwrite": True}), ("partial", {"resume": True}), ("empty", {})]
+)
 def test_targets_that_lose_nothing_are_taken(tmp_path, state, options):
     out = tmp_path / "out"
     if state == "result":

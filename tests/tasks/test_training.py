@@ -34,7 +34,15 @@ def test_a_tagger_learns_and_its_folder_says_the_same(tag_spec, tmp_path):
     spec = replace(tag_spec, set={**tag_spec.set, "epochs": 12.0})
     record = train_folder(spec, tmp_path / "out", command="danlu train tag")
     assert record["metrics"]["test"]["f1"] > 0.8
-    assert {"config.json", "model.safetensors", "vocab.txt", "task.json", "metrics.json", "log.jsonl", "report.html"} <= {p.name for p in (tmp_path / "out").iterdir()}
+    assert {
+        "config.json",
+        "model.safetensors",
+        "vocab.txt",
+        "task.json",
+        "metrics.json",
+        "log.jsonl",
+        "report.html",
+    } <= {p.name for p in (tmp_path / "out").iterdir()}
     assert not partial_of(tmp_path / "out").exists()
     trained = Trained.load(tmp_path / "out", device="cpu", precision="fp32", threads=1)
     assert trained.evaluate(spec.test)["metrics"]["f1"] == record["metrics"]["test"]["f1"]
@@ -85,7 +93,9 @@ def test_interrupted_five_times_it_ends_with_the_same_bits(tag_spec, tmp_path, t
     assert same(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
     whole = json.loads((tmp_path / "whole" / "metrics.json").read_text())
     assert record["metrics"] == whole["metrics"]
-    assert [{k: v for k, v in row.items() if k != "seconds"} for row in record["log"]] == [{k: v for k, v in row.items() if k != "seconds"} for row in whole["log"]]
+    assert [{k: v for k, v in row.items() if k != "seconds"} for row in record["log"]] == [
+        {k: v for k, v in row.items() if k != "seconds"} for row in whole["log"]
+    ]
 
 
 @pytest.mark.slow
@@ -133,7 +143,11 @@ def test_a_loss_that_is_not_finite_stops_with_advice_and_touches_nothing(tag_spe
     train_folder(tag_spec, tmp_path / "out")
     before = weights(tmp_path / "out")
     with pytest.raises(WorkError, match=r"the loss became (nan|inf) .* lower the rate with --set lr="):
-        train_folder(replace(tag_spec, set={**tag_spec.set, "lr": 900.0, "clip": 0.0, "epochs": 20.0}), tmp_path / "out", overwrite=True)
+        train_folder(
+            replace(tag_spec, set={**tag_spec.set, "lr": 900.0, "clip": 0.0, "epochs": 20.0}),
+            tmp_path / "out",
+            overwrite=True,
+        )
     assert same(weights(tmp_path / "out"), before)
 
 

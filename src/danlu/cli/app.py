@@ -58,18 +58,33 @@ class ListWhat(str, Enum):
     methods, recipes, tricks, tasks, data = "methods", "recipes", "tricks", "tasks", "data"
 
 
-Train = Annotated[str, typer.Option("--train", help="training file, or a named set such as weibo-ner", metavar="FILE|NAME", show_default=False)]
+Train = Annotated[
+    str,
+    typer.Option(
+        "--train", help="training file, or a named set such as weibo-ner", metavar="FILE|NAME", show_default=False
+    ),
+]
 Dev = Annotated[str | None, typer.Option("--dev", help="file to choose and stop by", metavar="FILE|NAME")]
 Test = Annotated[str | None, typer.Option("--test", help="file that is only measured on", metavar="FILE|NAME")]
-Model = Annotated[str, typer.Option("--model", help="family with sizes: dgcnn, dgcnn:4x128 (layers x width)", metavar="M")]
+Model = Annotated[
+    str, typer.Option("--model", help="family with sizes: dgcnn, dgcnn:4x128 (layers x width)", metavar="M")
+]
 Out = Annotated[Path | None, typer.Option("--out", help="folder to write", metavar="DIR")]
-With = Annotated[list[str] | None, typer.Option("--with", help="tricks, comma-separated: fgm,ema:0.999,head:crf", metavar="TRICK[:VALUE],...")]
+With = Annotated[
+    list[str] | None,
+    typer.Option("--with", help="tricks, comma-separated: fgm,ema:0.999,head:crf", metavar="TRICK[:VALUE],..."),
+]
 Seed = Annotated[int, typer.Option("--seed", min=0, max=2**31 - 1, help="same seed, same numbers")]
-Set = Annotated[list[str] | None, typer.Option("--set", help="a setting, repeatable: --set epochs=3 --set lr=1e-3", metavar="NAME=VALUE")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="a setting, repeatable: --set epochs=3 --set lr=1e-3", metavar="NAME=VALUE"),
+]
 Resume = Annotated[bool, typer.Option("--resume", help="go on with an unfinished run")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace an earlier result")]
 DeviceOption = Annotated[Device, typer.Option("--device")]
-PrecisionOption = Annotated[Precision, typer.Option("--precision", help="auto: bf16 where the processor multiplies it natively")]
+PrecisionOption = Annotated[
+    Precision, typer.Option("--precision", help="auto: bf16 where the processor multiplies it natively")
+]
 Threads = Annotated[int | None, typer.Option("--threads", min=1, max=1024, help="threads of one process")]
 OnBadRows = Annotated[BadRows, typer.Option("--on-bad-rows", help="skipped rows are counted and listed")]
 Format = Annotated[str, typer.Option("--format", help="auto, jsonl, csv, tsv, conll or segmented")]
@@ -84,16 +99,46 @@ def version_callback(value: bool) -> None:
 
 
 @app.callback()
-def root(version: Annotated[bool, typer.Option("--version", callback=version_callback, is_eager=True, help="print the version")] = False) -> None:
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=version_callback, is_eager=True, help="print the version")
+    ] = False,
+) -> None:
     """Options before the subcommand."""
 
 
-def _spec(task: str, train: str, dev: str | None, test: str | None, model: str, tricks: list[str] | None, seed: int, settings: list[str] | None,
-          device: Device, precision: Precision, threads: int | None, bad: BadRows, format: str) -> Any:
+def _spec(
+    task: str,
+    train: str,
+    dev: str | None,
+    test: str | None,
+    model: str,
+    tricks: list[str] | None,
+    seed: int,
+    settings: list[str] | None,
+    device: Device,
+    precision: Precision,
+    threads: int | None,
+    bad: BadRows,
+    format: str,
+) -> Any:
     from danlu.tasks.spec import Spec
 
-    return Spec.parse(task, train=train, dev=dev, test=test, model=model, tricks=split_commas(tricks), seed=seed, settings=settings or [],
-                      device=device.value, precision=precision.value, threads=threads, on_bad_rows=bad.value, format=format)
+    return Spec.parse(
+        task,
+        train=train,
+        dev=dev,
+        test=test,
+        model=model,
+        tricks=split_commas(tricks),
+        seed=seed,
+        settings=settings or [],
+        device=device.value,
+        precision=precision.value,
+        threads=threads,
+        on_bad_rows=bad.value,
+        format=format,
+    )
 
 
 def split_commas(values: list[str] | None) -> list[str]:
@@ -111,9 +156,22 @@ def command_line() -> str:
 @app.command()
 def train(
     task: Annotated[str, typer.Argument(help="tag or classify", metavar="TASK")],
-    train: Train, dev: Dev = None, test: Test = None, model: Model = "dgcnn", out: Out = None, with_: With = None, seed: Seed = 0, set_: Set = None,
-    resume: Resume = False, overwrite: Overwrite = False, device: DeviceOption = Device.auto, precision: PrecisionOption = Precision.auto,
-    threads: Threads = None, on_bad_rows: OnBadRows = BadRows.fail, format: Format = "auto", json: Json = False,
+    train: Train,
+    dev: Dev = None,
+    test: Test = None,
+    model: Model = "dgcnn",
+    out: Out = None,
+    with_: With = None,
+    seed: Seed = 0,
+    set_: Set = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    device: DeviceOption = Device.auto,
+    precision: PrecisionOption = Precision.auto,
+    threads: Threads = None,
+    on_bad_rows: OnBadRows = BadRows.fail,
+    format: Format = "auto",
+    json: Json = False,
 ) -> None:
     """Train a model on your files; writes a model folder and a report page."""
     from danlu.cli.show import Progress, print_training
@@ -122,7 +180,9 @@ def train(
     spec = _spec(task, train, dev, test, model, with_, seed, set_, device, precision, threads, on_bad_rows, format)
     target = out or Path(f"danlu-{task}")
     with Progress() as progress:
-        record = train_folder(spec, target, command=command_line(), resume=resume, overwrite=overwrite, on_event=progress)
+        record = train_folder(
+            spec, target, command=command_line(), resume=resume, overwrite=overwrite, on_event=progress
+        )
     if record is not None:  # None: another process of the same launch reports
         print_training(record, target, as_json=json)
 
@@ -131,8 +191,12 @@ def train(
 def evaluate(
     folder: Annotated[Path, typer.Argument(help="model folder", metavar="DIR")],
     data: Annotated[str, typer.Option("--data", help="file or named set", metavar="FILE|NAME", show_default=False)],
-    device: DeviceOption = Device.auto, precision: PrecisionOption = Precision.auto, threads: Threads = None,
-    on_bad_rows: OnBadRows = BadRows.fail, format: Format = "auto", json: Json = False,
+    device: DeviceOption = Device.auto,
+    precision: PrecisionOption = Precision.auto,
+    threads: Threads = None,
+    on_bad_rows: OnBadRows = BadRows.fail,
+    format: Format = "auto",
+    json: Json = False,
 ) -> None:
     """Score a trained model on a labelled file."""
     from danlu.cli.show import Progress, print_scores
@@ -148,9 +212,13 @@ def evaluate(
 def predict(
     folder: Annotated[Path, typer.Argument(help="model folder", metavar="DIR")],
     texts: Annotated[list[str] | None, typer.Argument(help="texts; none reads --input", metavar="[TEXT ...]")] = None,
-    input: Annotated[str | None, typer.Option("--input", help="file with one text a line, - is standard input", metavar="FILE|-")] = None,
+    input: Annotated[
+        str | None, typer.Option("--input", help="file with one text a line, - is standard input", metavar="FILE|-")
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="one JSON object a line")] = False,
-    device: DeviceOption = Device.auto, precision: PrecisionOption = Precision.auto, threads: Threads = None,
+    device: DeviceOption = Device.auto,
+    precision: PrecisionOption = Precision.auto,
+    threads: Threads = None,
 ) -> None:
     """Use a trained model: one output line for every input line, empty ones too."""
     from danlu.cli.show import print_predictions
@@ -169,15 +237,32 @@ def predict(
 @app.command()
 def ablate(
     task: Annotated[str, typer.Argument(help="tag or classify", metavar="TASK")],
-    train: Train, dev: Dev = None, test: Test = None,
-    with_: Annotated[list[str] | None, typer.Option("--with", help="tricks to compare, comma-separated", metavar="TRICK[:VALUE],...")] = None,
-    seeds: Annotated[int, typer.Option("--seeds", min=1, max=1000, help="runs of every arm; 5 or more for a verdict worth having")] = 5,
-    model: Model = "dgcnn", out: Out = None,
+    train: Train,
+    dev: Dev = None,
+    test: Test = None,
+    with_: Annotated[
+        list[str] | None, typer.Option("--with", help="tricks to compare, comma-separated", metavar="TRICK[:VALUE],...")
+    ] = None,
+    seeds: Annotated[
+        int, typer.Option("--seeds", min=1, max=1000, help="runs of every arm; 5 or more for a verdict worth having")
+    ] = 5,
+    model: Model = "dgcnn",
+    out: Out = None,
     jobs: Annotated[int, typer.Option("--jobs", min=1, max=1024, help="trials at a time")] = 1,
-    engine: Annotated[EngineName, typer.Option("--engine", help="ray: a local Ray, or the cluster that RAY_ADDRESS names")] = EngineName.local,
-    seed: Annotated[int, typer.Option("--seed", min=0, max=2**31 - 1, help="of the first run; the others count up")] = 0,
-    set_: Set = None, resume: Resume = False, overwrite: Overwrite = False, device: DeviceOption = Device.auto,
-    precision: PrecisionOption = Precision.auto, threads: Threads = None, on_bad_rows: OnBadRows = BadRows.fail, format: Format = "auto",
+    engine: Annotated[
+        EngineName, typer.Option("--engine", help="ray: a local Ray, or the cluster that RAY_ADDRESS names")
+    ] = EngineName.local,
+    seed: Annotated[
+        int, typer.Option("--seed", min=0, max=2**31 - 1, help="of the first run; the others count up")
+    ] = 0,
+    set_: Set = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    device: DeviceOption = Device.auto,
+    precision: PrecisionOption = Precision.auto,
+    threads: Threads = None,
+    on_bad_rows: OnBadRows = BadRows.fail,
+    format: Format = "auto",
     json: Json = False,
 ) -> None:
     """Which of these tricks helps on my data? Baseline, each trick alone, all together, over seeds."""
@@ -205,20 +290,36 @@ def ablate(
 def demo(
     out: Annotated[Path, typer.Option("--out", help="folder to write", metavar="DIR")] = Path("danlu-demo"),
     text: Annotated[str | None, typer.Option("--text", help="a sentence of your own to segment")] = None,
-    overwrite: Overwrite = False, seed: Seed = 0, threads: Threads = None,
-    quick: Annotated[bool, typer.Option("--quick", help="a minute instead of five: less text, the figures are lower")] = False,
+    overwrite: Overwrite = False,
+    seed: Seed = 0,
+    threads: Threads = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="a minute instead of five: less text, the figures are lower")
+    ] = False,
 ) -> None:
     """The whole story on embedded real text: train a Chinese word segmenter, compare three tricks, show a page."""
     from danlu.cli.show import Progress, print_demo
     from danlu.tasks.demo import run_demo
 
     with Progress() as progress:
-        record = run_demo(out, text=text, overwrite=overwrite, seed=seed, threads=threads, quick=quick, command=command_line(), on_event=progress)
+        record = run_demo(
+            out,
+            text=text,
+            overwrite=overwrite,
+            seed=seed,
+            threads=threads,
+            quick=quick,
+            command=command_line(),
+            on_event=progress,
+        )
     print_demo(record, out)
 
 
 @app.command("list")
-def list_(what: Annotated[ListWhat, typer.Argument(help="methods, recipes, tricks, tasks or data")] = ListWhat.methods, json: Json = False) -> None:
+def list_(
+    what: Annotated[ListWhat, typer.Argument(help="methods, recipes, tricks, tasks or data")] = ListWhat.methods,
+    json: Json = False,
+) -> None:
     """Names and what each is for."""
     from danlu.cli.listing import listed
     from danlu.cli.show import print_rows
@@ -227,7 +328,9 @@ def list_(what: Annotated[ListWhat, typer.Argument(help="methods, recipes, trick
 
 
 @app.command()
-def show(name: Annotated[str, typer.Argument(help="a method, recipe, trick, task or data set")], json: Json = False) -> None:
+def show(
+    name: Annotated[str, typer.Argument(help="a method, recipe, trick, task or data set")], json: Json = False
+) -> None:
     """The documentation of one name."""
     from danlu.cli.listing import shown
     from danlu.cli.show import print_page
@@ -251,18 +354,34 @@ def run(
     recipe: Annotated[str, typer.Argument(help="name of a recipe; `danlu list recipes` shows them")],
     scale: Annotated[Scale, typer.Option("--scale", help="smoke: seconds; full: the claim at its size")] = Scale.smoke,
     seed: Annotated[int | None, typer.Option("--seed", min=0, help="one run with this seed")] = None,
-    seeds: Annotated[int, typer.Option("--seeds", min=1, max=1000, help="runs with seeds 0, 1, ...; an interval needs 2")] = 1,
-    set_: Annotated[list[str] | None, typer.Option("--set", help="a field of the recipe's Config", metavar="NAME=VALUE")] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="JSON file for the result; finished seeds in it are not run again", metavar="FILE")] = None,
-    overwrite: Overwrite = False, json: Json = False,
+    seeds: Annotated[
+        int, typer.Option("--seeds", min=1, max=1000, help="runs with seeds 0, 1, ...; an interval needs 2")
+    ] = 1,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="a field of the recipe's Config", metavar="NAME=VALUE")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="JSON file for the result; finished seeds in it are not run again", metavar="FILE"),
+    ] = None,
+    overwrite: Overwrite = False,
+    json: Json = False,
 ) -> None:
     """Run a recipe: measure a source's claim."""
     from danlu.cli.show import Progress, print_recipe
     from danlu.recipes import run_recipe
 
     with Progress() as progress:
-        record = run_recipe(recipe, scale=scale.value, seeds=[seed] if seed is not None else list(range(seeds)), settings=set_ or [], out=out,
-                            overwrite=overwrite, command=command_line(), on_event=progress)
+        record = run_recipe(
+            recipe,
+            scale=scale.value,
+            seeds=[seed] if seed is not None else list(range(seeds)),
+            settings=set_ or [],
+            out=out,
+            overwrite=overwrite,
+            command=command_line(),
+            on_event=progress,
+        )
     print_recipe(record, as_json=json)
 
 

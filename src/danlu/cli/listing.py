@@ -39,9 +39,17 @@ def entries(what: str) -> list[Entry]:
     if what == "tricks":
         return _tricks()
     if what == "tasks":
-        return [_module("task", path) for path in sorted((SOURCE / "tasks").glob("*.py")) if "\nclass Task:" in path.read_text(encoding="utf-8")]
+        return [
+            _module("task", path)
+            for path in sorted((SOURCE / "tasks").glob("*.py"))
+            if "\nclass Task:" in path.read_text(encoding="utf-8")
+        ]
     if what == "recipes":
-        return [_module("recipe", path) for path in sorted((SOURCE / "recipes").glob("*.py")) if not path.name.startswith("_")]
+        return [
+            _module("recipe", path)
+            for path in sorted((SOURCE / "recipes").glob("*.py"))
+            if not path.name.startswith("_")
+        ]
     raise ValueError(what)
 
 
@@ -51,22 +59,39 @@ def listed(what: str) -> list[dict[str, str]]:
         from danlu.tasks.datasets import list_sets
 
         return [{k: str(row[k]) for k in ("name", "task", "language", "licence", "found")} for row in list_sets()]
-    return [{"name": e.name, **({"room": e.extra["room"]} if "room" in e.extra else {}), "what": e.claim,
-             **{k: v for k, v in e.extra.items() if k in ("cost", "tasks")}} for e in entries(what)]
+    return [
+        {
+            "name": e.name,
+            **({"room": e.extra["room"]} if "room" in e.extra else {}),
+            "what": e.claim,
+            **{k: v for k, v in e.extra.items() if k in ("cost", "tasks")},
+        }
+        for e in entries(what)
+    ]
 
 
 def shown(name: str) -> dict[str, str]:
     """Name, kind, file and whole documentation of one name; unknown ones give the nearest."""
-    found = [e for what in ("methods", "tricks", "recipes", "tasks") for e in entries(what) if e.name == name or e.name.lower() == name.lower()]
+    found = [
+        e
+        for what in ("methods", "tricks", "recipes", "tasks")
+        for e in entries(what)
+        if e.name == name or e.name.lower() == name.lower()
+    ]
     if found:
-        return {"name": name, "doc": "\n\n".join(f"{e.kind} {e.name} ({e.extra.get('import', e.file.name)})\n\n{e.doc}" for e in found)}
+        return {
+            "name": name,
+            "doc": "\n\n".join(f"{e.kind} {e.name} ({e.extra.get('import', e.file.name)})\n\n{e.doc}" for e in found),
+        }
     from danlu.tasks.datasets import list_sets
 
     for row in list_sets():
         if row["name"] == name:
             return {"name": name, "doc": "\n".join(f"{key}: {value}" for key, value in row.items())}
     names = [e.name for what in ("methods", "tricks", "recipes", "tasks") for e in entries(what)]
-    raise UnknownNameError(f"nothing is called {name!r}{_near(name, names)}; `danlu list methods|recipes|tricks|tasks|data` shows the names")
+    raise UnknownNameError(
+        f"nothing is called {name!r}{_near(name, names)}; `danlu list methods|recipes|tricks|tasks|data` shows the names"
+    )
 
 
 def copy_recipe(name: str, path: Path) -> Path:
@@ -93,7 +118,9 @@ def run_benchmark(name: str | None) -> int:
     """Run benchmarks/NAME.py of the checkout; without a name list them."""
     folder = SOURCE.parent.parent / "benchmarks"
     if not folder.is_dir():
-        raise UnknownNameError("benchmarks live in a checkout of the repository, and danlu runs from elsewhere; clone it and run there")
+        raise UnknownNameError(
+            "benchmarks live in a checkout of the repository, and danlu runs from elsewhere; clone it and run there"
+        )
     files = {path.stem: path for path in sorted(folder.glob("*.py")) if not path.name.startswith("_")}
     if name is None:
         for stem, path in files.items():
@@ -121,19 +148,36 @@ def _methods(room: str) -> list[Entry]:
             if isinstance(part, ast.ClassDef | ast.FunctionDef) and part.name in names:
                 own = ast.get_docstring(part) or ""
                 whole = own + "\n\n" + (ast.get_docstring(tree) or "")
-                found.append(Entry("method", part.name, _first(own), whole, path, {"room": room, "import": f"from danlu.{room} import {part.name}"}))
+                found.append(
+                    Entry(
+                        "method",
+                        part.name,
+                        _first(own),
+                        whole,
+                        path,
+                        {"room": room, "import": f"from danlu.{room} import {part.name}"},
+                    )
+                )
     return sorted(found, key=lambda e: e.name.lower())
 
 
 def _tricks() -> list[Entry]:
     path = SOURCE / "tasks" / "tricks.py"
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    names = next(ast.literal_eval(n.value) for n in tree.body if isinstance(n, ast.Assign) and getattr(n.targets[0], "id", "") == "__all__")
+    names = next(
+        ast.literal_eval(n.value)
+        for n in tree.body
+        if isinstance(n, ast.Assign) and getattr(n.targets[0], "id", "") == "__all__"
+    )
     found = []
     for part in tree.body:
         if isinstance(part, ast.FunctionDef) and part.name in names:
             doc = ast.get_docstring(part) or ""
-            card = {line.split(maxsplit=1)[0].lower(): line.split(maxsplit=1)[1] for line in doc.splitlines()[1:] if len(line.split(maxsplit=1)) == 2}
+            card = {
+                line.split(maxsplit=1)[0].lower(): line.split(maxsplit=1)[1]
+                for line in doc.splitlines()[1:]
+                if len(line.split(maxsplit=1)) == 2
+            }
             value = f":{ast.literal_eval(part.args.defaults[0])}" if part.args.defaults else ""
             found.append(Entry("trick", part.name, _first(doc), f"--with {part.name}{value}\n{doc}", path, card))
     return sorted(found, key=lambda e: e.name)

@@ -64,7 +64,9 @@ class Progress:
         """What was read."""
         for part in event["parts"]:
             skipped = f", {part['skipped']:,} rows skipped" if part["skipped"] else ""
-            self.say(f"{part['role']:5} {part['name']}: {part['examples']:,} examples, {part['tokens']:,} tokens{skipped}")
+            self.say(
+                f"{part['role']:5} {part['name']}: {part['examples']:,} examples, {part['tokens']:,} tokens{skipped}"
+            )
             for row in part.get("skipped_rows", [])[:5]:
                 self.say(f"      skipped {row['file']} line {row['line']}: {row['reason']}")
 
@@ -95,7 +97,9 @@ class Progress:
     def on_plan(self, event: Mapping[str, Any]) -> None:
         """What an ablation will do."""
         stored = f", {event['stored']} of them stored already" if event["stored"] else ""
-        self.say(f"{event['trials']} trials{stored}: {', '.join(event['arms'])}; {len(event['seeds'])} seeds; {event['jobs']} at a time")
+        self.say(
+            f"{event['trials']} trials{stored}: {', '.join(event['arms'])}; {len(event['seeds'])} seeds; {event['jobs']} at a time"
+        )
         if self.live:
             self.trials = self.bar.add_task("trials", total=event["trials"], completed=event["stored"])
 
@@ -105,13 +109,17 @@ class Progress:
 
     def on_trial(self, event: Mapping[str, Any]) -> None:
         """A trial ended."""
-        self.say(f"{event['done']:3}/{event['trials']}  {event['arm']:20} seed {event['seed']:<3} {event['value']:.4f}  {event['seconds']:.1f} s")
+        self.say(
+            f"{event['done']:3}/{event['trials']}  {event['arm']:20} seed {event['seed']:<3} {event['value']:.4f}  {event['seconds']:.1f} s"
+        )
         if self.trials is not None:
             self.bar.update(self.trials, completed=event["done"])
 
     def on_failed(self, event: Mapping[str, Any]) -> None:
         """A trial failed."""
-        self.say(f"{event['done']:3}/{event['trials']}  {event['arm']:20} seed {event['seed']:<3} FAILED: {event['line']}")
+        self.say(
+            f"{event['done']:3}/{event['trials']}  {event['arm']:20} seed {event['seed']:<3} FAILED: {event['line']}"
+        )
 
 
 def duration(seconds: float | None) -> str:
@@ -148,14 +156,19 @@ def dump(value: Any) -> None:
 def scores_table(metrics: Mapping[str, Mapping[str, Any]]) -> Table:
     """Parts in rows, numbers in columns."""
     names = list(dict.fromkeys(k for part in metrics.values() for k, v in part.items() if isinstance(v, int | float)))
-    return table([("", "left"), *[(n, "right") for n in names]],
-                 [[role, *[number(part.get(n)) for n in names]] for role, part in metrics.items()])
+    return table(
+        [("", "left"), *[(n, "right") for n in names]],
+        [[role, *[number(part.get(n)) for n in names]] for role, part in metrics.items()],
+    )
 
 
 def types_table(by_type: Mapping[str, Mapping[str, float]]) -> Table:
     """Scores of every type or class."""
     keys = ("precision", "recall", "f1", "support")
-    return table([("type", "left"), *[(k, "right") for k in keys]], [[kind or "(word)", *[number(s[k]) for k in keys]] for kind, s in by_type.items()])
+    return table(
+        [("type", "left"), *[(k, "right") for k in keys]],
+        [[kind or "(word)", *[number(s[k]) for k in keys]] for kind, s in by_type.items()],
+    )
 
 
 def number(value: Any) -> str:
@@ -176,12 +189,18 @@ def print_training(record: Mapping[str, Any], folder: Path, as_json: bool = Fals
         if len(last.get("by_type", {})) > 1:
             console.print(types_table(last["by_type"]))
     seconds = record["seconds"]
-    console.print(f"{record['steps']:,} steps, {record['parameters']:,} parameters, {record['machine']['precision']}, {record['machine']['threads']} threads; "
-                  f"training {duration(seconds['train'])}, everything {duration(seconds['total'])}")
+    console.print(
+        f"{record['steps']:,} steps, {record['parameters']:,} parameters, {record['machine']['precision']}, {record['machine']['threads']} threads; "
+        f"training {duration(seconds['train'])}, everything {duration(seconds['total'])}"
+    )
     for note in record.get("notes", []):
         console.print(Text(f"note: {note}"))
     page = folder / "report.html"
-    console.print(Text(f"model   {folder}{f'{chr(10)}report  {page}' if page.exists() else ''}\nuse     danlu predict {folder} TEXT"))
+    console.print(
+        Text(
+            f"model   {folder}{f'{chr(10)}report  {page}' if page.exists() else ''}\nuse     danlu predict {folder} TEXT"
+        )
+    )
     return None
 
 
@@ -191,7 +210,12 @@ def print_scores(scores: Mapping[str, Any], as_json: bool = False) -> None:
         return dump(scores)
     console = out()
     card = scores["data"]
-    console.print(Text(f"{card['name']}: {card['examples']:,} examples, {card['tokens']:,} tokens" + (f", {card['skipped']:,} skipped" if card["skipped"] else "")))
+    console.print(
+        Text(
+            f"{card['name']}: {card['examples']:,} examples, {card['tokens']:,} tokens"
+            + (f", {card['skipped']:,} skipped" if card["skipped"] else "")
+        )
+    )
     console.print(scores_table({"": scores["metrics"]}))
     if len(scores["metrics"].get("by_type", {})) > 1:
         console.print(types_table(scores["metrics"]["by_type"]))
@@ -229,7 +253,18 @@ def verdict_table(record: Mapping[str, Any]) -> Table:
         span = "-" if gap["low"] is None else f"[{100 * gap['low']:+.2f}, {100 * gap['high']:+.2f}]"
         rows.append([arm["name"], score, f"{100 * gap['mean']:+.2f}", span, verdict, cost, memory])
     metric = record["metric"]
-    return table([("arm", "left"), (metric, "right"), ("gain, points", "right"), ("95 % interval", "right"), ("verdict", "left"), ("time", "right"), ("MB", "right")], rows)
+    return table(
+        [
+            ("arm", "left"),
+            (metric, "right"),
+            ("gain, points", "right"),
+            ("95 % interval", "right"),
+            ("verdict", "left"),
+            ("time", "right"),
+            ("MB", "right"),
+        ],
+        rows,
+    )
 
 
 def print_ablation(record: Mapping[str, Any], folder: Path, as_json: bool = False) -> None:
@@ -238,7 +273,9 @@ def print_ablation(record: Mapping[str, Any], folder: Path, as_json: bool = Fals
         return dump({**record, "folder": str(folder)})
     console = out()
     console.print(verdict_table(record))
-    console.print(Text(f"{len(record['seeds'])} seeds, {record['examples']:,} examples, judged on {record['evaluated_on']}"))
+    console.print(
+        Text(f"{len(record['seeds'])} seeds, {record['examples']:,} examples, judged on {record['evaluated_on']}")
+    )
     for note in record.get("notes", []):
         console.print(Text(f"note: {note}"))
     for failure in record.get("failed", []):
@@ -251,14 +288,31 @@ def print_ablation(record: Mapping[str, Any], folder: Path, as_json: bool = Fals
 def print_demo(record: Mapping[str, Any], folder: Path) -> None:
     """The end of `danlu demo`."""
     console = out()
-    console.print(table([("word segmentation of held-out newspaper", "left"), ("precision", "right"), ("recall", "right"), ("word F1", "right"), ("note", "left")],
-                        [[row["name"], *[f"{row[k]:.4f}" for k in ("precision", "recall", "f1")], row["note"]] for row in record["segmenters"]]))
+    console.print(
+        table(
+            [
+                ("word segmentation of held-out newspaper", "left"),
+                ("precision", "right"),
+                ("recall", "right"),
+                ("word F1", "right"),
+                ("note", "left"),
+            ],
+            [
+                [row["name"], *[f"{row[k]:.4f}" for k in ("precision", "recall", "f1")], row["note"]]
+                for row in record["segmenters"]
+            ],
+        )
+    )
     console.print(Text(record["trained_on"]))
     console.print(verdict_table(record["ablation"]))
     console.print(Text(record["ablation_on"]))
     console.print(Text(f"\n{record['sentence']}\n{record['segmented']}\n"))
-    console.print(Text(f"model   {folder / 'model'}\nreport  {folder / 'model' / 'report.html'}\n        {folder / 'ablation' / 'report.html'}\n"
-                       f"use     danlu predict {folder / 'model'} TEXT\ntook    {duration(record['seconds'])}"))
+    console.print(
+        Text(
+            f"model   {folder / 'model'}\nreport  {folder / 'model' / 'report.html'}\n        {folder / 'ablation' / 'report.html'}\n"
+            f"use     danlu predict {folder / 'model'} TEXT\ntook    {duration(record['seconds'])}"
+        )
+    )
 
 
 def print_rows(rows: Sequence[Mapping[str, str]], as_json: bool = False) -> None:
@@ -289,7 +343,17 @@ def print_recipe(record: Mapping[str, Any], as_json: bool = False) -> None:
         span = "" if value["low"] is None else f"[{value['low']:.4f}, {value['high']:.4f}]"
         claim = record["claimed"].get(name)
         rows.append([name, f"{value['mean']:.4f}", span, "" if claim is None else f"{claim:g}"])
-    console.print(table([(f"{record['recipe']} ({record['scale']})", "left"), ("measured", "right"), ("95 % interval", "right"), ("claimed", "right")], rows))
+    console.print(
+        table(
+            [
+                (f"{record['recipe']} ({record['scale']})", "left"),
+                ("measured", "right"),
+                ("95 % interval", "right"),
+                ("claimed", "right"),
+            ],
+            rows,
+        )
+    )
     console.print(f"{len(record['runs'])} seeds, {duration(record['seconds'])}")
     return None
 

@@ -273,10 +273,12 @@ def line_chart(
     x_label: str = "step",
     y_label: str = "",
     best: tuple[float, float] | None = None,
+    x_range: tuple[float, float] | None = None,
+    log: bool | None = None,
     width: int = 380,
     height: int = 230,
 ) -> str:
-    """Lines over a common x axis; a positive quantity that spans more than a factor of 20 gets a logarithmic axis.
+    """Lines over a common x axis.
 
     Args:
         series: at most three; a point that is not finite breaks its line. Beyond 240 points neighbours are averaged.
@@ -284,6 +286,8 @@ def line_chart(
         x_label: name of the x axis.
         y_label: name of the y axis, above it.
         best: a point to ring.
+        x_range: ends of the x axis, for charts that stand beside one another; None takes those of the points.
+        log: whether the y axis is logarithmic; None makes it so for positive values that span more than a factor of 20.
         width: pixels at natural size.
         height: pixels at natural size.
 
@@ -296,11 +300,13 @@ def line_chart(
     lines = [Series(s.name, thin(s.points), s.dots) for s in series]
     xs = [x for s in lines for x, y in s.points if finite(y) is not None and finite(x) is not None]
     ys = [v for s in lines for _, y in s.points if (v := finite(y)) is not None]
-    log = bool(ys) and min(ys) > 0 and max(ys) / min(ys) > 20
+    positive = bool(ys) and min(ys) > 0
+    log = positive and (max(ys) / min(ys) > 20 if log is None else log)
     y_axis = log_axis(min(ys), max(ys)) if log else nice_axis(ys, steps=5)
-    x_axis = nice_axis(xs, steps=5)
-    if xs and min(xs) < max(xs):
-        x_axis = Axis(min(xs), max(xs), x_axis.ticks, x_axis.labels)
+    ends = list(x_range or xs)
+    x_axis = nice_axis(ends, steps=5)
+    if ends and min(ends) < max(ends):
+        x_axis = Axis(min(ends), max(ends), x_axis.ticks, x_axis.labels)
     left, right, top, bottom = 12 + 6.2 * max(map(len, y_axis.labels), default=3), width - 10, 30, height - 32
 
     def height_of(value: float) -> float:
@@ -379,7 +385,7 @@ def heat_map(
         if matrix is not None and (len(matrix) != len(rows) or any(len(line) != len(columns) for line in matrix)):
             raise ValueError(
                 f"heat_map needs {name} of {len(rows)} rows and {len(columns)} columns, one a label; got {len(matrix)} "
-                f"rows of {sorted({len(line) for line in matrix})}; give one list a row label with one value a column label"
+                f"rows of {sorted({len(line) for line in matrix})}; give one list a row label, one value a column label"
             )
     wide = max((text_width(t) for line in text for t in line), default=0) * 10 / 11 + 8
     size = 15 if max(len(rows), len(columns)) > 24 else min(max(30, math.ceil(wide)), 64)

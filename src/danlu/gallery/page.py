@@ -1,4 +1,4 @@
-r"""The report page of a training run and of an ablation: a record in, one HTML file out, nothing else needed to read it.
+r"""The report page of a training run and of an ablation: a record in, one HTML file out that needs nothing else.
 
 The page is a file a user mails, prints and opens on a phone: styles, script and charts stand inside it, it asks for
 nothing from outside (its content policy forbids it), follows the reader's light or dark setting, and escapes every
@@ -7,12 +7,14 @@ character that came from the user's data. The policy also admits only the page's
 A section stands where its key is in the record; a missing, None or empty key drops it. Keys of a training record
 (`kind` "train"): title, command, task, created, danlu, machine, settings, data, parameters, metrics, log, transitions,
 confusion, calibration, worst, seconds. Of an ablation (`kind` "ablation"): title, command, task, metric, seeds,
-examples, evaluated_on, arms, data, machine, settings, created, danlu, seconds, notes.
+examples, evaluated_on, arms, failed, data, machine, settings, created, danlu, seconds, notes.
 
 Source: none, ours. Shapes: records are what json.load returns, NaN and None where nothing was measured.
 """
 
 import base64
+import datetime
+import functools
 import hashlib
 import json
 import math
@@ -74,7 +76,11 @@ def training_page(record: Record, links: Links = ()) -> str:
         links,
         scores=score_table(metrics),
         headline=headline(metrics),
-        types=[type_table(split, values) for split, values in metrics.items() if values.get("by_type")],
+        types=[
+            type_table(split, values)
+            for split, values in metrics.items()
+            if values.get("by_type") and not untyped(values)
+        ],
         curves=curves(record.get("log") or []),
         evaluations=evaluations(record.get("log") or []),
         confusion=confusion(record.get("confusion")),
@@ -111,7 +117,8 @@ def ablation_page(record: Record, links: Links = ()) -> str:
         links,
         metric=metric_name(metric),
         lower=metric in LOWER_IS_BETTER,
-        arms=arm_rows(arms, baseline, record.get("seeds") or [], metric),
+        arms=arm_rows(arms, baseline, record.get("seeds") or [], metric, record.get("failed") or []),
+        spent=(record.get("seconds") or {}).get("wall") or (record.get("seconds") or {}).get("total"),
         summary=verdict_summary(arms, baseline),
         baseline=baseline,
     )
@@ -172,6 +179,22 @@ def write_page(html: str, path: str | os.PathLike[str]) -> None:
 
 def render(template: str, record: Record, links: Links, **view: Any) -> str:
     """The template filled with the record and what was prepared for it."""
+    return (
+        environment()
+        .get_template(template)
+        .render(
+            record=record,
+            links=checked_links(links),
+            settings=flatten(record.get("settings") or {}),
+            machine=flatten(record.get("machine") or {}),
+            **view,
+        )
+    )
+
+
+@functools.cache
+def environment() -> Any:
+    """The compiled templates with our filters, styles and script; the same for every page."""
     try:
         from jinja2 import Environment, FileSystemLoader, StrictUndefined
         from markupsafe import Markup
@@ -179,7 +202,7 @@ def render(template: str, record: Record, links: Links, **view: Any) -> str:
         raise ImportError('report pages need jinja2; install it with: pip install "danlu[plots]"') from error
     folder = Path(__file__).parent
     script = (folder / "page.js").read_text(encoding="utf-8")
-    environment = Environment(
+    made = Environment(
         loader=FileSystemLoader(folder),
         autoescape=True,
         undefined=StrictUndefined,
@@ -187,7 +210,7 @@ def render(template: str, record: Record, links: Links, **view: Any) -> str:
         lstrip_blocks=True,
         finalize=lambda value: value if isinstance(value, Markup) else formats.visible(value),
     )
-    environment.filters.update(
+    made.filters.update(
         number=formats.number,
         signed=formats.signed,
         count=formats.count,
@@ -195,19 +218,17 @@ def render(template: str, record: Record, links: Links, **view: Any) -> str:
         p=formats.p_value,
         metric=metric_name,
         language=language,
+        score=lambda v: formats.count(v) if isinstance(v, int) and not isinstance(v, bool) else formats.number(v),
+        moment=moment,
     )
-    environment.globals.update(svg=Markup, VERDICT_SIGNS=VERDICT_SIGNS)
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return environment.get_template(template).render(
-        record=record,
-        links=checked_links(links),
-        settings=flatten(record.get("settings") or {}),
-        machine=flatten(record.get("machine") or {}),
+    made.globals.update(
+        svg=Markup,  # charts escape their own text
+        VERDICT_SIGNS=VERDICT_SIGNS,
         css=Markup(charts.stylesheet() + (folder / "page.css").read_text(encoding="utf-8")),
         script=Markup(script),
-        script_hash=digest,
-        **view,
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
+    return made
 
 
 def require_kind(record: Record, kind: str) -> None:
@@ -224,8 +245,8 @@ def checked_links(links: Links) -> list[tuple[str, str]]:
         parts = urlsplit(address.strip())
         if parts.scheme or parts.netloc or address.strip().startswith(("/", "\\")):
             raise ValueError(
-                f"the link {title!r} points to {address!r}; a page works offline and links only to files beside it, by a "
-                "relative address such as 'ablation.html'"
+                f"the link {title!r} points to {address!r}; a page works offline and links only to files beside it, by "
+                "a relative address such as 'ablation.html'"
             )
     return list(links)
 
@@ -235,8 +256,19 @@ def metric_name(key: str) -> str:
     return METRIC_NAMES.get(key, str(key).replace("_", " "))
 
 
+def moment(text: Any) -> str:
+    """A time stamp for people: minutes are enough, UTC by name; what is no ISO time stays as it is."""
+    try:
+        when = datetime.datetime.fromisoformat(str(text))
+    except ValueError:
+        return str(text)
+    if when.tzinfo is None:
+        return f"{when:%Y-%m-%d %H:%M}"
+    return f"{when.astimezone(datetime.UTC):%Y-%m-%d %H:%M} UTC"
+
+
 def language(text: Any) -> str:
-    """The language to announce for a piece of foreign text: Chinese where it has Han characters and no kana or hangul."""
+    """The language to announce for a foreign text: Chinese where it has Han characters and no kana or hangul."""
     codes = [ord(c) for c in str(text)]
     if any(0x3040 <= c <= 0x30FF or 0xAC00 <= c <= 0xD7AF for c in codes):
         return ""
@@ -271,7 +303,16 @@ def score_table(metrics: Mapping[str, Record]) -> dict[str, Any]:
         k for values in metrics.values() for k, v in values.items() if not isinstance(v, Mapping | list)
     )
     order = sorted(keys, key=lambda k: known.index(k) if k in known else len(known))
-    return {"splits": list(metrics), "rows": [(metric_name(k), [v.get(k) for v in metrics.values()]) for k in order]}
+    rows = [(metric_name(k), [v.get(k) for v in metrics.values()]) for k in order]
+    if any(untyped(v) for v in metrics.values()):
+        supports = [v["by_type"][""].get("support") if untyped(v) else None for v in metrics.values()]
+        rows.append(("Support", supports))
+    return {"splits": list(metrics), "rows": rows}
+
+
+def untyped(values: Record) -> bool:
+    """Whether the only type of spans is the empty one, as in word segmentation; its scores are then the whole's."""
+    return list(values.get("by_type") or {}) == [""]
 
 
 def headline(metrics: Mapping[str, Record]) -> list[tuple[str, str, float]]:
@@ -292,35 +333,31 @@ def type_table(split: str, values: Record) -> dict[str, Any]:
     return {"split": split, "rows": [(name, row, charts.cost_bar(finite(row.get("f1")), 1.0)) for name, row in rows]}
 
 
-def curves(log: Sequence[Record]) -> list[dict[str, str]]:
-    """One chart each for the loss, the score on dev and the learning rate, as far as the log has them."""
-    figures = []
-    loss = numeric(log, "loss")
+def curves(log: Sequence[Record]) -> list[str]:
+    """One chart each for the loss, the score on dev and the learning rate, as far as the log has them; one x axis."""
+    loss, rate = numeric(log, "loss"), numeric(log, "lr")
     dev = {key: numeric(evaluations(log)["raw"], key) for key in ("loss", "f1", "accuracy", "macro_f1")}
+    key = next((k for k in ("f1", "accuracy", "macro_f1") if dev[k]), "f1")
+    steps = [step for points in (loss, rate, dev["loss"], dev[key]) for step, _ in points]
+    span = (min(steps), max(steps)) if steps else None
+    figures = []
     lines = [charts.Series(n, p, dots=d) for n, p, d in (("train", loss, False), ("dev", dev["loss"], True)) if p]
     if lines:
-        told = "; ".join(
-            f"{s.name} from {formats.number(s.points[0][1])} to {formats.number(s.points[-1][1])}" for s in lines
-        )
-        name = f"{lines[0].name} loss" if len(lines) == 1 else "loss"
-        figures.append({"name": "loss", "svg": charts.line_chart(lines, f"Loss by step: {told}", y_label=name)})
-    key = next((k for k in ("f1", "accuracy", "macro_f1") if dev[k]), None)
-    if key:
-        scored = [point for point in dev[key] if math.isfinite(point[1])]
-        best = max(scored, key=lambda point: point[1]) if scored else None
-        told = f"{metric_name(key)} on dev by step" + (
-            f": best {formats.number(best[1])} at step {formats.count(best[0])}" if best else ""
-        )
+        ends = [(s.name, formats.number(s.points[0][1]), formats.number(s.points[-1][1])) for s in lines]
+        told = "Loss by step: " + "; ".join(f"{name} from {first} to {last}" for name, first, last in ends)
+        title = f"{lines[0].name} loss" if len(lines) == 1 else "loss"
+        figures.append(charts.line_chart(lines, told, y_label=title, x_range=span))
+    if dev[key]:
+        best = max((point for point in dev[key] if math.isfinite(point[1])), key=lambda point: point[1])
+        title = f"{metric_name(key)} on dev"
+        told = f"{title} by step: best {formats.number(best[1])} at step {formats.count(best[0])}"
         line = charts.Series("dev", dev[key], dots=len(dev[key]) <= 60)
-        figures.append(
-            {"name": "score", "svg": charts.line_chart([line], told, y_label=f"{metric_name(key)} on dev", best=best)}
-        )
-    rate = numeric(log, "lr")
+        figures.append(charts.line_chart([line], told, y_label=title, best=best, x_range=span))
     if rate:
-        told = f"Learning rate by step: highest {formats.number(max(v for _, v in rate))}"
-        figures.append(
-            {"name": "lr", "svg": charts.line_chart([charts.Series("lr", rate)], told, y_label="learning rate")}
-        )
+        highest = max((value for _, value in rate if math.isfinite(value)))
+        told = f"Learning rate by step: highest {formats.number(highest)}"
+        line = charts.Series("lr", rate)
+        figures.append(charts.line_chart([line], told, y_label="learning rate", x_range=span, log=False))
     return figures
 
 
@@ -354,9 +391,10 @@ def confusion(record: Record | None) -> str | None:
     for i, row in enumerate(matrix):
         total = sum(finite(v) or 0.0 for v in row) or 1.0
         shade.append([(finite(v) or 0.0) / total * (1 if i == j else -1) for j, v in enumerate(row)])
-    text = [[formats.count(v) if finite(v) else "" for v in row] for row in matrix]
+    text = [[formats.count(v) for v in row] for row in matrix]
     right = sum(finite(row[i]) or 0.0 for i, row in enumerate(matrix) if i < len(row))
-    told = f"Confusion matrix of {len(labels)} labels: {formats.count(right)} of {formats.count(sum(finite(v) or 0 for r in matrix for v in r))} on the diagonal"
+    whole = sum(finite(v) or 0.0 for row in matrix for v in row)
+    told = f"Confusion matrix of {len(labels)} labels: {formats.count(right)} of {formats.count(whole)} on the diagonal"
     return charts.heat_map(labels, labels, shade, text, told, "gold", "predicted")
 
 
@@ -475,7 +513,9 @@ def by_seed(arm: Record) -> dict[Any, float | None]:
     return {s.get("seed"): finite(s.get("value")) for s in arm.get("scores") or []}
 
 
-def arm_rows(arms: Sequence[Record], baseline: Record | None, seeds: Sequence[Any], metric: str) -> dict[str, Any]:
+def arm_rows(
+    arms: Sequence[Record], baseline: Record | None, seeds: Sequence[Any], metric: str, failed: Sequence[Record]
+) -> dict[str, Any]:
     """Everything that the tables of an ablation show, row by row, with their charts."""
     base = by_seed(baseline) if baseline else {}
     seeds = list(dict.fromkeys([*seeds, *(s for a in arms for s in by_seed(a))]))
@@ -487,6 +527,7 @@ def arm_rows(arms: Sequence[Record], baseline: Record | None, seeds: Sequence[An
         if arm is baseline:
             paired[i] = []
     gain = gain_axis(arms, paired)
+    broken = {(f.get("arm"), f.get("seed")) for f in failed}
     values = [v for a in arms for v in by_seed(a).values()]
     strip = charts.nice_axis([*values, *(a.get("mean") for a in arms)], steps=3)
     cost = {key: [finite(a.get(key)) for a in arms] for key in ("seconds", "memory_mb")}
@@ -509,7 +550,7 @@ def arm_rows(arms: Sequence[Record], baseline: Record | None, seeds: Sequence[An
                     strip, list(by_seed(arm).values()), arm.get("mean"), (baseline or {}).get("mean")
                 ),
                 "values": [by_seed(arm).get(s) for s in seeds],
-                "failed": [s in by_seed(arm) and by_seed(arm)[s] is None for s in seeds],
+                "failed": [(arm.get("name"), s) in broken or by_seed(arm).get(s, 0.0) is None for s in seeds],
                 "time": charts.cost_bar(arm.get("seconds"), largest["seconds"], (baseline or {}).get("seconds")),
                 "times": formats.ratio(arm.get("seconds"), (baseline or {}).get("seconds")),
                 "memory": charts.cost_bar(
@@ -528,7 +569,6 @@ def arm_rows(arms: Sequence[Record], baseline: Record | None, seeds: Sequence[An
         "has_time": largest["seconds"] > 0,
         "has_memory": largest["memory_mb"] > 0,
         "has_scores": any(v is not None for v in values),
-        "some_failed": any(v is None for v in values),
     }
 
 

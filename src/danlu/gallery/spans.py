@@ -13,6 +13,7 @@ Source: none; the kinds follow the exact-match counting of CoNLL-2003.
 Shapes: spans are (start, end, type) with end exclusive, in characters.
 """
 
+import bisect
 import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -105,8 +106,9 @@ def word_pieces(text: str, gold: Iterable[Sequence[Any]], pred: Iterable[Sequenc
     gold_cuts = ends | {i for s in checked(text, gold, "gold") for i in s[:2]}
     pred_cuts = ends | {i for s in checked(text, pred, "predicted") for i in s[:2]}
     shared = sorted(gold_cuts & pred_cuts)  # eq. (2)
+    gold_places, pred_places = sorted(gold_cuts), sorted(pred_cuts)
     return [
-        WordPiece(cut(text, gold_cuts, start, end), cut(text, pred_cuts, start, end))
+        WordPiece(cut(text, gold_places, start, end), cut(text, pred_places, start, end))
         for start, end in itertools.pairwise(shared)
     ]
 
@@ -118,8 +120,8 @@ def checked(text: str, spans: Iterable[Sequence[Any]], side: str) -> list[Span]:
         start, end, kind = span
         if not 0 <= start < end <= len(text):
             raise ValueError(
-                f"a {side} span ({start}, {end}, {kind!r}) does not lie in its text of {len(text)} characters; spans are "
-                "(start, end, type) with 0 <= start < end <= length, end exclusive, counted in characters"
+                f"a {side} span ({start}, {end}, {kind!r}) does not lie in its text of {len(text)} characters; spans "
+                "are (start, end, type) with 0 <= start < end <= length, end exclusive, counted in characters"
             )
         found.add((start, end, str(kind)))
     return sorted(found)
@@ -163,7 +165,7 @@ def typed(text: str, start: int, end: int, spans: list[Span]) -> tuple[tuple[str
     return tuple(parts)
 
 
-def cut(text: str, cuts: set[int], start: int, end: int) -> tuple[str, ...]:
-    """text[start:end] cut at the given places."""
-    places = sorted(c for c in cuts if start <= c <= end)
-    return tuple(text[a:b] for a, b in itertools.pairwise(places))
+def cut(text: str, places: list[int], start: int, end: int) -> tuple[str, ...]:
+    """text[start:end] cut at the places, which are sorted and hold start and end."""
+    inside = places[bisect.bisect_left(places, start) : bisect.bisect_right(places, end)]
+    return tuple(text[a:b] for a, b in itertools.pairwise(inside))

@@ -9,6 +9,7 @@ Shapes: B batch, T steps, K tags, N longest number of kept steps.
 
 import os
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from types import ModuleType
@@ -17,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["BACKENDS", "LARGEST_FOR_KERNEL", "Packed", "engine", "pack"]
+__all__ = ["BACKENDS", "LARGEST_FOR_KERNEL", "Packed", "engine", "full_precision", "pack"]
 
 BACKENDS = ("auto", "kernel", "torch", "autograd")
 LARGEST_FOR_KERNEL = 512  # tags; beyond, a matrix product over the whole batch is quicker
@@ -54,6 +55,12 @@ def engine(name: str, backend: str, emissions: Tensor) -> ModuleType | None:
     ):
         return None
     return _load_kernel()
+
+
+def full_precision(emissions: Tensor) -> AbstractContextManager[Any]:
+    """A region without autocast on the device of the emissions."""
+    kind = emissions.device.type
+    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
 
 
 @dataclass(frozen=True)

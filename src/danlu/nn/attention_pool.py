@@ -48,8 +48,8 @@ def attention_pool(x: Tensor, scores: Tensor, mask: Tensor | None = None) -> Ten
                 "Turn a 0/1 mask into one with mask.bool()."
             )
         lowest = torch.finfo(scores.dtype).min  # not -inf, which makes a row without kept steps nan
-        weights = scores.masked_fill(~mask, lowest).softmax(dim=1).masked_fill(~mask, 0)  # (B, T)  eq. (2)
-        x = x.masked_fill(~mask[..., None], 0)
+        weights = scores.masked_fill(~mask, lowest).softmax(dim=1)  # (B, T)  eq. (2)
+        x = x.masked_fill(~mask[..., None], 0)  # a fill, because 0 * nan is nan
     return (weights.to(x.dtype)[..., None] * x).sum(dim=1)  # (B, D)  eq. (3)
 
 

@@ -39,7 +39,7 @@ from torch import Tensor, nn
 
 from danlu.math.reduce import reduce_loss
 from danlu.math.semiring import chain_entropy, chain_forward, chain_inputs, chain_marginals
-from danlu.nn._chain import engine, pack
+from danlu.nn._chain import engine, full_precision, pack
 from danlu.nn.crf_decode import sample_paths, viterbi, viterbi_nbest
 
 __all__ = ["CRF", "crf_log_partition", "crf_marginals", "crf_nll"]
@@ -87,8 +87,8 @@ def crf_nll(
             f"{tags.dtype} {tuple(tags.shape)}"
         )
     tags = tags.long()
-    with torch.autocast(f.device.type, enabled=False):
-        kernel = engine("crf_nll", backend, f)
+    kernel = engine("crf_nll", backend, f)
+    with full_precision(f):
         if kernel is not None and f.numel():
             nll = _Sweep.apply(f, g, s, e, tags, keep, kernel)
         elif backend == "autograd" or not f.numel():
@@ -129,8 +129,8 @@ def crf_log_partition(
     8.0
     """
     f, g, s, e, keep = chain_inputs("crf_log_partition", emissions, transitions, start, end, mask)
-    with torch.autocast(f.device.type, enabled=False):
-        kernel = engine("crf_log_partition", backend, f)
+    kernel = engine("crf_log_partition", backend, f)
+    with full_precision(f):
         if backend == "autograd" or not f.numel():
             return chain_forward(f, g, s, e, keep)[1]
         return _Sweep.apply(f, g, s, e, None, keep, kernel).to(f.dtype)
@@ -165,8 +165,8 @@ def crf_marginals(
              [1., 0.]]])
     """
     f, g, s, e, keep = chain_inputs("crf_marginals", emissions, transitions, start, end, mask)
-    with torch.autocast(f.device.type, enabled=False):
-        kernel = engine("crf_marginals", backend, f)
+    kernel = engine("crf_marginals", backend, f)
+    with full_precision(f):
         if backend == "autograd" or not f.numel():
             return chain_marginals(f, g, s, e, keep)
         return _Marginals.apply(f, g, s, e, keep, kernel)
@@ -261,7 +261,7 @@ class CRF(nn.Module):
 
     def entropy(self, emissions: Tensor, mask: Tensor | None = None) -> Tensor:
         """Entropy of the distribution over paths in nats, (B,), see `danlu.math.chain_entropy`."""
-        with torch.autocast(emissions.device.type, enabled=False):
+        with full_precision(emissions):
             return chain_entropy(emissions, *self.scores(), mask)
 
     def decode(self, emissions: Tensor, mask: Tensor | None = None) -> Tensor:

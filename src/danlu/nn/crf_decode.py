@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from danlu.math.semiring import chain_inputs
-from danlu.nn._chain import Packed, engine, pack
+from danlu.nn._chain import Packed, engine, full_precision, pack
 
 __all__ = ["sample_paths", "viterbi", "viterbi_nbest"]
 
@@ -51,7 +51,7 @@ def viterbi(
     >>> viterbi(torch.tensor([[[2.0, 0.0], [0.0, 1.0]]]), torch.tensor([[0.0, -3.0], [0.0, 0.0]]))
     (tensor([[0, 0]]), tensor([2.]))
     """
-    with torch.no_grad(), torch.autocast(emissions.device.type, enabled=False):
+    with torch.no_grad(), full_precision(emissions):
         f, g, s, e, keep = chain_inputs("viterbi", emissions, transitions, start, end, mask)
         kernel = engine("viterbi", backend, f)
         if not f.numel():
@@ -95,7 +95,7 @@ def viterbi_nbest(
     """
     if n < 1:
         raise ValueError(f"viterbi_nbest needs n >= 1, got {n}; for the best path alone use viterbi")
-    with torch.no_grad(), torch.autocast(emissions.device.type, enabled=False):
+    with torch.no_grad(), full_precision(emissions):
         f, g, s, e, keep = chain_inputs("viterbi_nbest", emissions, transitions, start, end, mask)
         batch, steps, size = f.shape
         packed = pack(f, keep)
@@ -157,7 +157,7 @@ def sample_paths(
     """
     if num_samples < 1:
         raise ValueError(f"sample_paths needs num_samples >= 1, got {num_samples}")
-    with torch.no_grad(), torch.autocast(emissions.device.type, enabled=False):
+    with torch.no_grad(), full_precision(emissions):
         f, g, s, e, keep = chain_inputs("sample_paths", emissions, transitions, start, end, mask)
         packed = pack(f, keep)
         a = _prefix(packed, g, s, maximum=False)

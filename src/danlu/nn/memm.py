@@ -14,9 +14,8 @@ normaliser depends on one tag, so it moves into the emissions, and each model is
     bi:  score = sum_t g[y_{t-1}, y_t] + f_t[y_t] - n_{t+1}[y_t] / 2 - m_{t-1}[y_t] / 2                       (7)
 
 (neighbours that do not exist drop out). Viterbi on (6) or (7) is exact decoding, the default. The author's library
-decodes on f + g without the normalisers, as a CRF: `decode_method="crf"`; on the same weights it is the worse of the
-two. The marginals of (6) are those of (1); the marginals of (7) are those of the renormalised product of both
-directions.
+decodes on f + g without the normalisers, as a CRF: `decode_method="crf"`, which need not find the most probable path.
+The marginals of (6) are those of (1); the marginals of (7) are those of the renormalised product of both directions.
 
 `compat="bert4keras"` halves f + g wherever there is a neighbour (a temperature of 2, which the post does not have) and
 makes "mean" the mean over kept steps, as `MaximumEntropyMarkovModel` of bert4keras does; with `decode_method="crf"` it

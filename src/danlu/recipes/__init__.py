@@ -80,8 +80,13 @@ def run_recipe(
             on_event({"event": "phase", "text": f"{name} seed {seed} ({number + 1} of {len(seeds)})"})
             began = time.perf_counter()
             result = module.run(config, seed)
-            runs[seed] = {"seed": seed, "measured": dict(result.measured), "claimed": dict(result.claimed), "figures": result.figures,
-                          "seconds": round(time.perf_counter() - began, 2)}
+            runs[seed] = {
+                "seed": seed,
+                "measured": dict(result.measured),
+                "claimed": dict(result.claimed),
+                "figures": result.figures,
+                "seconds": round(time.perf_counter() - began, 2),
+            }
         record = _record(name, scale, plain, module.__doc__ or "", list(runs.values()), command)
         record["machine"] = machine(*choose("cpu", "auto"))
         if out is not None:
@@ -90,7 +95,9 @@ def run_recipe(
     return record
 
 
-def _record(name: str, scale: str, config: Mapping[str, Any], doc: str, runs: list[dict[str, Any]], command: str) -> dict[str, Any]:
+def _record(
+    name: str, scale: str, config: Mapping[str, Any], doc: str, runs: list[dict[str, Any]], command: str
+) -> dict[str, Any]:
     names = list(dict.fromkeys(key for row in runs for key in row["measured"]))
     return {
         "kind": "recipe",
@@ -99,7 +106,7 @@ def _record(name: str, scale: str, config: Mapping[str, Any], doc: str, runs: li
         "scale": scale,
         "config": dict(config),
         "command": command,
-        "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "danlu": __version__,
         "commit": _commit(),
         "measured": {key: interval([row["measured"][key] for row in runs if key in row["measured"]]) for key in names},
@@ -132,8 +139,12 @@ def _commit() -> str:
     if not (root / ".git").exists():
         return ""
     try:
-        head = subprocess.run(["git", "-C", str(root), "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        dirty = subprocess.run(["git", "-C", str(root), "status", "--porcelain", "--", "src"], capture_output=True, text=True, check=True).stdout.strip()
+        head = subprocess.run(
+            ["git", "-C", str(root), "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        dirty = subprocess.run(
+            ["git", "-C", str(root), "status", "--porcelain", "--", "src"], capture_output=True, text=True, check=True
+        ).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return ""
     return head + ("+" if dirty else "")

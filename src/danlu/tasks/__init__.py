@@ -10,7 +10,9 @@ __all__ = ["get_task", "task_names"]
 
 def task_names() -> list[str]:
     """Names of the tasks: the files of this folder that define a class `Task`."""
-    return sorted(path.stem for path in Path(__file__).parent.glob("*.py") if "\nclass Task:" in path.read_text(encoding="utf-8"))
+    return sorted(
+        path.stem for path in Path(__file__).parent.glob("*.py") if "\nclass Task:" in path.read_text(encoding="utf-8")
+    )
 
 
 def get_task(name: str) -> Any:

@@ -31,7 +31,7 @@ from urllib.parse import quote
 import danlu
 from danlu.data.errors import InputError, WorkError
 from danlu.tasks.engines import Engine, Work, get_engine, processor_name
-from danlu.tasks.folder import check_target, locked, partial_of, publish, write_json
+from danlu.tasks.folder import check_target, locked, partial_of, publish, write_bytes, write_json
 from danlu.tasks.statistics import MIN_SEEDS, metric, paired_difference, verdicts
 from danlu.tasks.tricks import parse
 
@@ -267,7 +267,8 @@ class _Run:
                 else:
                     answer["result"] = result
                     event |= {"event": "trial", "value": result["value"], "seconds": end.seconds}
-                write_json(self.partial / "trials" / f"{name}.json", answer)
+                stored = json.dumps(answer, ensure_ascii=False, allow_nan=False)  # compact: counts are long
+                write_bytes(self.partial / "trials" / f"{name}.json", stored.encode())
                 self.stored[name] = answer
                 for suffix in (".spec.json", ".json"):
                     (folder / f"{name}{suffix}").unlink(missing_ok=True)

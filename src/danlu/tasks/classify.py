@@ -99,7 +99,9 @@ class Windowed:
     def __init__(self, model: ClassifyModel, texts: Sequence[str], labels: Sequence[str] | None) -> None:
         sequences = [split_text(text) for text in texts]
         self.sizes = [len(s) for s in sequences]
-        self.tokens, self.bigrams = (torch.cat([*rows, torch.zeros(0, dtype=torch.int64)]).numpy() for rows in model.vocab.encode(sequences))
+        self.tokens, self.bigrams = (
+            torch.cat([*rows, torch.zeros(0, dtype=torch.int64)]).numpy() for rows in model.vocab.encode(sequences)
+        )
         self.offsets = np.concatenate([[0], np.cumsum(self.sizes)]).astype(np.int64)
         number = {label: i for i, label in enumerate(model.labels)}
         self.labels = None if labels is None else np.array([number[label] for label in labels], np.int64)
@@ -118,7 +120,11 @@ class Windowed:
         step = np.arange(length.max())[None]
         mask = step < length
         place = np.where(mask, begin + step, 0)
-        batch = {"tokens": np.where(mask, self.tokens[place], 0), "bigrams": np.where(mask, self.bigrams[place], 0), "mask": mask}
+        batch = {
+            "tokens": np.where(mask, self.tokens[place], 0),
+            "bigrams": np.where(mask, self.bigrams[place], 0),
+            "mask": mask,
+        }
         if self.labels is not None:
             batch["label"] = self.labels[[w.index for w in chosen]]
         return {name: torch.from_numpy(value) for name, value in batch.items()}
@@ -131,11 +137,13 @@ class Task:
     metric = "accuracy"
     defaults = ClassifySettings()
 
-    def read(self, source: Any, *, on_bad_rows: str = "fail", format: str = "auto") -> Any:
-        """Examples of a file."""
+    def read(self, source: Any, *, on_bad_rows: str = "fail", format: str = "auto", scheme: str = "") -> Any:
+        """Examples of a file; classes have no scheme."""
         return read_labelled(source, on_bad_rows=on_bad_rows, format=format)
 
-    def build(self, examples: Sequence[Labelled], scheme: str, family: dict[str, Any], settings: ClassifySettings, plan: Plan) -> ClassifyModel:
+    def build(
+        self, examples: Sequence[Labelled], scheme: str, family: dict[str, Any], settings: ClassifySettings, plan: Plan
+    ) -> ClassifyModel:
         """A fresh model for these training examples.
 
         Raises:
@@ -144,16 +152,31 @@ class Task:
         labels = sorted({e.label for e in examples})
         if len(labels) < 2:
             raise InputError(f"the training data has one class only ({labels[0]!r}); a classifier needs two or more")
-        config = {"family": "dgcnn", "dim": family["dim"], "dilations": family["dilations"], "bigram_dim": settings.bigram_dim, "bigram_dropout": settings.bigram_dropout,
-                  "dropout": settings.dropout, "max_len": settings.max_len}
-        vocab = CharVocab.build([split_text(e.text) for e in examples], min_count=settings.min_count, bigram_min_count=settings.bigram_min_count)
+        config = {
+            "family": "dgcnn",
+            "dim": family["dim"],
+            "dilations": family["dilations"],
+            "bigram_dim": settings.bigram_dim,
+            "bigram_dropout": settings.bigram_dropout,
+            "dropout": settings.dropout,
+            "max_len": settings.max_len,
+        }
+        vocab = CharVocab.build(
+            [split_text(e.text) for e in examples],
+            min_count=settings.min_count,
+            bigram_min_count=settings.bigram_min_count,
+        )
         return ClassifyModel(vocab, labels, config)
 
     def unusable(self, model: ClassifyModel, examples: Sequence[Labelled]) -> dict[int, str]:
         """Index -> reason for examples of a class that the model has no output for."""
         known = set(model.labels)
         names = ", ".join(model.labels[:8]) + (" ..." if len(known) > 8 else "")
-        return {i: f"label {e.label!r} does not occur in the training data ({len(known)} labels: {names})" for i, e in enumerate(examples) if e.label not in known}
+        return {
+            i: f"label {e.label!r} does not occur in the training data ({len(known)} labels: {names})"
+            for i, e in enumerate(examples)
+            if e.label not in known
+        }
 
     def training_set(self, model: ClassifyModel, examples: Sequence[Labelled]) -> Windowed:
         """Windows of the training texts."""
@@ -183,19 +206,40 @@ class Task:
         predicted, gold = [model.labels[i] for i in best.tolist()], [e.label for e in examples]
         counts = [(int(p == g), 1, 1) for p, g in zip(predicted, gold, strict=True)]
         report = class_report(predicted, gold)
-        metrics: dict[str, Any] = {"accuracy": sum(c for c, _, _ in counts) / max(1, len(counts)), "macro_f1": report.macro.f1}
+        metrics: dict[str, Any] = {
+            "accuracy": sum(c for c, _, _ in counts) / max(1, len(counts)),
+            "macro_f1": report.macro.f1,
+        }
         if not details:
             return Scores(metrics, counts)
         confidence, correct = probability.amax(1), torch.tensor([p == g for p, g in zip(predicted, gold, strict=True)])
         number = {label: i for i, label in enumerate(model.labels)}
         own = probability[torch.arange(len(gold)), torch.tensor([number[g] for g in gold])]
-        metrics |= {"ece": expected_calibration_error(confidence, correct), "loss": float(-own.clamp_min(1e-12).log().mean())}
-        metrics["by_type"] = {k: {"precision": s.precision, "recall": s.recall, "f1": s.f1, "support": s.support} for k, s in report.by_type.items()}
+        metrics |= {
+            "ece": expected_calibration_error(confidence, correct),
+            "loss": float(-own.clamp_min(1e-12).log().mean()),
+        }
+        metrics["by_type"] = {
+            k: {"precision": s.precision, "recall": s.recall, "f1": s.f1, "support": s.support}
+            for k, s in report.by_type.items()
+        }
         wrong = sorted((i for i, (c, _, _) in enumerate(counts) if not c), key=lambda i: float(own[i]))[:12]
         page = {
             "confusion": {"labels": model.labels, "matrix": confusion_matrix(predicted, gold, model.labels).tolist()},
-            "calibration": {"ece": metrics["ece"], "bins": [asdict(b) for b in calibration_bins(confidence, correct) if b.count]},
-            "worst": [{"text": examples[i].text[:400], "line": examples[i].line, "gold": gold[i], "pred": predicted[i], "confidence": float(confidence[i])} for i in wrong],
+            "calibration": {
+                "ece": metrics["ece"],
+                "bins": [asdict(b) for b in calibration_bins(confidence, correct) if b.count],
+            },
+            "worst": [
+                {
+                    "text": examples[i].text[:400],
+                    "line": examples[i].line,
+                    "gold": gold[i],
+                    "pred": predicted[i],
+                    "confidence": float(confidence[i]),
+                }
+                for i in wrong
+            ],
         }
         return Scores(metrics, counts, page)
 

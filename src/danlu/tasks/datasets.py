@@ -270,7 +270,7 @@ def _download(url: str, path: Path, sha256: str) -> Path:
         import pooch
         import requests
     except ImportError:
-        raise ImportError('downloading needs pooch and requests; pip install "danlu[tasks]" requests') from None
+        raise ImportError('downloading needs pooch; pip install "danlu[tasks]"') from None
     from danlu.data.errors import WorkError
 
     logger = pooch.get_logger()
@@ -726,7 +726,7 @@ _SETS = {
             6.5,
             licence="not stated",
             origin="github.com/guifigueiroa/20newsgroup (Lang, 1995)",
-            conversion="half of the posts; of the headers only the subject; Latin-1 decoded; long bodies cut; own split",
+            conversion="half of the posts; of the headers the subject; Latin-1 decoded; long bodies cut; own split",
             note="the text is the subject, a line end and the body",
             options={"text_field": ["subject", "text"]},
         ),

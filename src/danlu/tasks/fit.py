@@ -103,14 +103,18 @@ def fit(
     schedule = piecewise_linear({0: 0.0, max(1, round(settings.warmup * total)): 1.0, total + 1: 0.0})
     attack_weights = model.attack_weights() if plan.attack else []  # type: ignore[operator]
     dense = [p for group in optimizers[0].param_groups for p in group["params"]]
-    average = EMA(model, decay=plan.ema) if plan.ema else None
+    average = EMA(model, decay=plan.ema, warmup=True) if plan.ema else None
     wrapped, *prepared = accelerator.prepare(model, *optimizers)
     stored = TrainingState(model, prepared, average, accelerator)
     result = FitResult()
     position = stored.load(state, result) if resume and state is not None else 0
     every = max(1, round(total / settings.evaluations)) if settings.evaluations else batches_an_epoch
     started, before, waited = time.perf_counter(), result.seconds, 0.0
-    loss_sum, loss_steps, without_gain = torch.zeros((), device=accelerator.device), 0, result.evaluations_without_gain()
+    loss_sum, loss_steps, without_gain = (
+        torch.zeros((), device=accelerator.device),
+        0,
+        result.evaluations_without_gain(),
+    )
 
     model.train()
     for step, indices in _steps(training.lengths, settings.batch_size, seed, total, position):
@@ -119,10 +123,14 @@ def fit(
                 group["lr"] = lr * schedule(step + 1)
         mine = indices[accelerator.process_index :: accelerator.num_processes]
         batch = {k: v.to(accelerator.device) for k, v in training.collate(mine or indices[:1]).items()}
-        scale = accelerator.num_processes / training.weight(indices) if mine else 0.0  # the mean over processes undoes it
+        scale = (
+            accelerator.num_processes / training.weight(indices) if mine else 0.0
+        )  # the mean over processes undoes it
         objective = plan.metric_loss if plan.metric_loss and step >= plan.metric_loss_from * total else None
 
-        def loss_fn(forward: nn.Module = wrapped, batch: dict = batch, scale: float = scale, objective: str | None = objective) -> Tensor:
+        def loss_fn(
+            forward: nn.Module = wrapped, batch: dict = batch, scale: float = scale, objective: str | None = objective
+        ) -> Tensor:
             with accelerator.autocast():
                 return forward(batch, objective) * scale
 
@@ -149,7 +157,13 @@ def fit(
                 )
             result.seconds = before + time.perf_counter() - started - waited
             result.log.append(
-                {"step": step + 1, "epoch": (step + 1) / batches_an_epoch, "loss": mean, "lr": settings.lr * schedule(step + 1), "seconds": round(result.seconds, 3)}
+                {
+                    "step": step + 1,
+                    "epoch": (step + 1) / batches_an_epoch,
+                    "loss": mean,
+                    "lr": settings.lr * schedule(step + 1),
+                    "seconds": round(result.seconds, 3),
+                }
             )
             on_event({"event": "loss", **result.log[-1]})
             loss_sum, loss_steps = torch.zeros_like(loss_sum), 0
@@ -180,7 +194,9 @@ def fit(
     return result
 
 
-def _steps(lengths: Sequence[int], batch_size: int, seed: int, total: int, position: int) -> Iterator[tuple[int, list[int]]]:
+def _steps(
+    lengths: Sequence[int], batch_size: int, seed: int, total: int, position: int
+) -> Iterator[tuple[int, list[int]]]:
     """(step, indices of its global batch) from `position` to `total`, the same whatever the number of processes."""
     step, epoch = 0, 0
     while step < total:
@@ -197,7 +213,9 @@ def _optimizers(model: nn.Module, settings: Settings, plan: Plan) -> list[torch.
     """AdamW for what every batch touches; SparseAdam for big tables, whose untouched rows then cost nothing."""
     sparse = list(model.sparse_parameters()) if hasattr(model, "sparse_parameters") else []
     taken = {id(p) for p in sparse}
-    groups = param_groups(model, settings.lr, rules=dict(plan.lr_rules), weight_decay=settings.weight_decay, exclude=sparse)
+    groups = param_groups(
+        model, settings.lr, rules=dict(plan.lr_rules), weight_decay=settings.weight_decay, exclude=sparse
+    )
     fused = all(p.device.type in ("cpu", "cuda") for p in model.parameters() if id(p) not in taken)
     optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=settings.lr, fused=fused)]
     if sparse:
@@ -205,7 +223,9 @@ def _optimizers(model: nn.Module, settings: Settings, plan: Plan) -> list[torch.
     return optimizers
 
 
-def _backward(loss_fn: Callable[[], Tensor], plan: Plan, weights: list[nn.Parameter], accelerator: Accelerator) -> Tensor:
+def _backward(
+    loss_fn: Callable[[], Tensor], plan: Plan, weights: list[nn.Parameter], accelerator: Accelerator
+) -> Tensor:
     """One backward pass, plain or under the plan's attack; gradients stand in .grad afterwards."""
     if plan.attack is None:
         loss = loss_fn()

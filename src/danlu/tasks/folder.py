@@ -66,7 +66,9 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_bytes())
     except FileNotFoundError:
-        raise InputError(f"{path.parent} has no {path.name}: not a folder that danlu wrote, or an unfinished one") from None
+        raise InputError(
+            f"{path.parent} has no {path.name}: not a folder that danlu wrote, or an unfinished one"
+        ) from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is damaged ({error}); restore it from a copy or train again") from None
 
@@ -76,7 +78,9 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         return load(path.read_bytes())
     except FileNotFoundError:
-        raise InputError(f"{path.parent} has no {path.name}: not a folder that danlu wrote, or an unfinished one") from None
+        raise InputError(
+            f"{path.parent} has no {path.name}: not a folder that danlu wrote, or an unfinished one"
+        ) from None
     except (SafetensorError, ValueError, KeyError) as error:
         raise InputError(
             f"{path} is truncated or damaged ({error}; {path.stat().st_size:,} bytes); restore it from a copy or train again"
@@ -94,7 +98,9 @@ def read_task(folder: Path) -> dict[str, Any]:
     if not isinstance(version, int):
         raise InputError(f"{folder / MARK} has no format_version: not written by danlu")
     if version > FORMAT_VERSION:
-        raise InputError(f"{folder} has format {version}, this danlu reads up to {FORMAT_VERSION}; install a newer danlu")
+        raise InputError(
+            f"{folder} has format {version}, this danlu reads up to {FORMAT_VERSION}; install a newer danlu"
+        )
     return task
 
 
@@ -125,7 +131,9 @@ def check_target(out: Path, *, mark: str, overwrite: bool, resume: bool) -> None
         how = "it is complete, nothing is left to resume; " if resume else ""
         raise InputError(f"{out} already holds a result; {how}--overwrite replaces it, or give another --out")
     if partial_of(out).exists() and not overwrite and not resume:
-        raise InputError(f"{partial_of(out)} holds an unfinished run; --resume goes on with it, --overwrite starts again")
+        raise InputError(
+            f"{partial_of(out)} holds an unfinished run; --resume goes on with it, --overwrite starts again"
+        )
     parent = out.absolute().parent
     while not parent.exists():
         parent = parent.parent
@@ -144,7 +152,9 @@ def locked(out: Path) -> Iterator[None]:
     except Timeout:
         raise InputError(f"another run is writing {out}; wait for it, or give another --out") from None
     except PermissionError:
-        raise InputError(f"cannot write into {out.parent} (permission denied); give --out a folder you may write to") from None
+        raise InputError(
+            f"cannot write into {out.parent} (permission denied); give --out a folder you may write to"
+        ) from None
     try:
         yield
     finally:

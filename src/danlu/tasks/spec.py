@@ -70,9 +70,23 @@ class Spec:
 
 
 LIMITS: dict[str, tuple[float, float]] = {  # smallest and largest sensible value
-    "epochs": (1e-6, 1e6), "batch_size": (1, 1e6), "lr": (1e-12, 1e3), "table_lr": (1e-12, 1e3), "weight_decay": (0, 10), "warmup": (0, 0.99),
-    "clip": (0, 1e9), "max_len": (8, 1_000_000), "min_count": (1, 1e9), "dropout": (0, 0.99), "patience": (0, 1e9), "evaluations": (0, 1e9),
-    "save_every": (1, 1e12), "context": (0, 10_000), "bigram_dim": (1, 4096), "bigram_dropout": (0, 0.99), "bigram_min_count": (1, 1e9),
+    "epochs": (1e-6, 1e6),
+    "batch_size": (1, 1e6),
+    "lr": (1e-12, 1e3),
+    "table_lr": (1e-12, 1e3),
+    "weight_decay": (0, 10),
+    "warmup": (0, 0.99),
+    "clip": (0, 1e9),
+    "max_len": (8, 1_000_000),
+    "min_count": (1, 1e9),
+    "dropout": (0, 0.99),
+    "patience": (0, 1e9),
+    "evaluations": (0, 1e9),
+    "save_every": (1, 1e12),
+    "context": (0, 10_000),
+    "bigram_dim": (1, 4096),
+    "bigram_dropout": (0, 0.99),
+    "bigram_min_count": (1, 1e9),
 }
 
 
@@ -95,7 +109,9 @@ def parse_settings(words: Sequence[str], defaults: Any) -> dict[str, Any]:
         name, equals, text = word.partition("=")
         name = name.strip()
         if not equals:
-            raise InputError(f"--set takes name=value, got {word!r}; for example --set {next(iter(fields))}={getattr(defaults, next(iter(fields)))}")
+            raise InputError(
+                f"--set takes name=value, got {word!r}; for example --set {next(iter(fields))}={getattr(defaults, next(iter(fields)))}"
+            )
         if name not in fields:
             near = difflib.get_close_matches(name, fields, n=2, cutoff=0.5)
             hint = f"; did you mean {' or '.join(near)}?" if near else ""
@@ -118,7 +134,9 @@ def _typed(name: str, text: str, default: Any) -> Any:
         try:
             value = kind(text)
         except ValueError:
-            raise InputError(f"setting {name} is {'a whole number' if kind is int else 'a number'}, got {text!r} (default {default})") from None
+            raise InputError(
+                f"setting {name} is {'a whole number' if kind is int else 'a number'}, got {text!r} (default {default})"
+            ) from None
         low, high = LIMITS.get(name, (-math.inf, math.inf))
         if not low <= value <= high:
             raise InputError(f"setting {name} lies between {low:g} and {high:g}, got {text}")

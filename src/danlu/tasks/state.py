@@ -41,7 +41,9 @@ class FitResult:
 class TrainingState:
     """Everything that changes while training: model, averaged and best weights, optimizers, random streams."""
 
-    def __init__(self, model: nn.Module, optimizers: Sequence[Any], average: EMA | None, accelerator: Accelerator) -> None:
+    def __init__(
+        self, model: nn.Module, optimizers: Sequence[Any], average: EMA | None, accelerator: Accelerator
+    ) -> None:
         self.model, self.optimizers, self.average, self.accelerator = model, optimizers, average, accelerator
         self.best: dict[str, Tensor] = {}
 
@@ -78,7 +80,12 @@ class TrainingState:
             for number, optimizer in enumerate(self.optimizers):
                 write_tensors(temporary / f"optimizer-{number}.safetensors", _flatten(optimizer.state_dict()["state"]))
             write_tensors(temporary / "random.safetensors", random)
-            progress = {"steps": result.steps, "best_step": result.best_step, "seconds": result.seconds, "log": result.log}
+            progress = {
+                "steps": result.steps,
+                "best_step": result.best_step,
+                "seconds": result.seconds,
+                "log": result.log,
+            }
             progress["best"] = None if math.isinf(result.best) else result.best
             write_json(temporary / "progress.json", progress)
             shutil.rmtree(target, ignore_errors=True)

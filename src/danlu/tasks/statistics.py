@@ -23,11 +23,12 @@ alike; a negative estimate of var_b counts as zero. The interval is mean -+ t_df
 
 Satterthwaite's rule has w^2 in the place of 1 - (1 - w^2)^3: a lucky small A from three seeds then claims many degrees
 of freedom, and coverage falls to 92 % at S = 3. Eq. (5) keeps it within 94.9 and 96.0 % for every true share and
-S >= 3 (exact integration, normal data, known B); it was chosen for that. Eq. (6) is E for a normal sample and less where
-a few examples carry the difference. Two guards for small counts: one count more or less moves F by a step
+S >= 3 (exact integration, normal data, known B); it was chosen for that. Eq. (6) is E for a normal sample and less
+where a few examples carry the difference. Two guards for small counts: one count more or less moves F by a step
 h = 2 / mean(sum_e p_e + g_e), so A >= h^2 / (12 S) (a seed's difference is not known better than that); and with m
 examples on which the two arms ever differ, p >= 2^(1-m), the least that flipping the signs of m examples can give, and
-the interval contains 0 where that is not below 1 - confidence.
+the interval contains 0 where that is not below 1 - confidence. In simulations of 2,000 ablations each (11 regimes, 3, 5
+and 10 seeds; the slow tests) the interval covered in 94.7-97.1 %, and 3.5-5.4 % of placebo arms got a verdict alone.
 
 Source: own derivation; crossed random effects: Brennan, Generalizability Theory, 2001; influence of a ratio: Cochran,
 Sampling Techniques, 1977; degrees of freedom: Satterthwaite, 1946; the step-down correction: Holm, 1979.

@@ -16,11 +16,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from danlu.data.readers import read_tagged
-from danlu.data.tagged import Tagged
 from danlu.data.batching import Window, windows
 from danlu.data.errors import InputError
-from danlu.math.metrics import calibration_bins, expected_calibration_error, score_from_counts, span_confusion, span_report
+from danlu.data.readers import read_tagged
+from danlu.data.tagged import Tagged
+from danlu.math.metrics import (
+    calibration_bins,
+    expected_calibration_error,
+    score_from_counts,
+    span_confusion,
+    span_report,
+)
 from danlu.math.tag_scheme import allowed_transitions, scheme_labels, spans, split_tag
 from danlu.nn.crf import CRF
 from danlu.nn.memm import MEMM
@@ -37,6 +43,9 @@ __all__ = ["TagModel", "TagSettings", "Task"]
 class TagSettings(Settings):
     """Defaults of task tag."""
 
+    batch_size: int = 48
+    lr: float = 3e-3
+    table_lr: float = 3e-3
     min_count: int = 1
     bigram_dim: int = 64  # features of a pair of characters
     bigram_dropout: float = 0.2  # share of the pairs that become unknown in training
@@ -82,7 +91,9 @@ class TagModel(nn.Module):
 
     def emissions(self, batch: dict[str, Tensor]) -> Tensor:
         """Scores (B, T, K) of every label at every token, float32."""
-        hidden = self.encoder(batch["tokens"], batch["bigrams"] if self.vocab.num_bigrams else None, batch["mask"])  # (B, T, D)
+        hidden = self.encoder(
+            batch["tokens"], batch["bigrams"] if self.vocab.num_bigrams else None, batch["mask"]
+        )  # (B, T, D)
         return self.output(hidden).float()
 
     def forward(self, batch: dict[str, Tensor], objective: str | None = None) -> Tensor:
@@ -93,13 +104,19 @@ class TagModel(nn.Module):
 class Windowed:
     """Examples as numbered tokens, cut into windows, for training and for prediction."""
 
-    def __init__(self, model: TagModel, sequences: Sequence[Sequence[str]], tags: Sequence[Sequence[str]] | None, context: int) -> None:
+    def __init__(
+        self, model: TagModel, sequences: Sequence[Sequence[str]], tags: Sequence[Sequence[str]] | None, context: int
+    ) -> None:
         max_len = model.config["max_len"]
         self.sizes = [len(s) for s in sequences]
         self.tokens, self.bigrams = (_flat(rows) for rows in model.vocab.encode(sequences))
         self.offsets = np.concatenate([[0], np.cumsum(self.sizes)]).astype(np.int64)
         number = {label: i for i, label in enumerate(model.labels)}
-        self.tags = None if tags is None else np.fromiter((number[t] for row in tags for t in row), np.int64, int(self.offsets[-1]))
+        self.tags = (
+            None
+            if tags is None
+            else np.fromiter((number[t] for row in tags for t in row), np.int64, int(self.offsets[-1]))
+        )
         self.windows: list[Window] = windows(self.sizes, max_len, min(context, (max_len - 1) // 2))
         self.lengths = [len(w) for w in self.windows]
 
@@ -115,7 +132,11 @@ class Windowed:
         step = np.arange(length.max())[None]
         mask = step < length
         place = np.where(mask, begin + step, 0)
-        batch = {"tokens": np.where(mask, self.tokens[place], 0), "bigrams": np.where(mask, self.bigrams[place], 0), "mask": mask}
+        batch = {
+            "tokens": np.where(mask, self.tokens[place], 0),
+            "bigrams": np.where(mask, self.bigrams[place], 0),
+            "mask": mask,
+        }
         if self.tags is not None:
             batch["tags"] = np.where(mask, self.tags[place], -100)
         return {name: torch.from_numpy(value) for name, value in batch.items()}
@@ -128,11 +149,34 @@ class Task:
     metric = "f1"
     defaults = TagSettings()
 
-    def read(self, source: Any, *, on_bad_rows: str = "fail", format: str = "auto") -> Any:
-        """Examples of a file."""
-        return read_tagged(source, on_bad_rows=on_bad_rows, format=format)
+    def read(self, source: Any, *, on_bad_rows: str = "fail", format: str = "auto", scheme: str = "") -> Any:
+        """Examples of a file; with the scheme of earlier data a file too small to tell its own is read in that one.
 
-    def build(self, examples: Sequence[Tagged], scheme: str, family: dict[str, Any], settings: TagSettings, plan: Plan) -> TagModel:
+        Raises:
+            InputError: the file cannot be used, or is written in another scheme.
+        """
+        if not scheme:
+            return read_tagged(source, on_bad_rows=on_bad_rows, format=format)
+        reading, problem = None, None
+        if str(source) != "-":  # standard input can be read once
+            try:
+                reading = read_tagged(source, on_bad_rows=on_bad_rows, format=format)
+            except InputError as error:
+                problem = error
+        if reading is not None and reading.scheme == scheme:
+            return reading
+        try:
+            return read_tagged(source, on_bad_rows=on_bad_rows, format=format, scheme=scheme)
+        except InputError as error:
+            if reading is None:
+                raise problem or error from None
+            raise InputError(
+                f"{source} is tagged in {reading.scheme}, the training data in {scheme}; write both in one scheme"
+            ) from None
+
+    def build(
+        self, examples: Sequence[Tagged], scheme: str, family: dict[str, Any], settings: TagSettings, plan: Plan
+    ) -> TagModel:
         """A fresh model for these training examples.
 
         Args:
@@ -153,7 +197,8 @@ class Task:
             "family": "dgcnn",
             "dim": family["dim"],
             "dilations": family["dilations"],
-            "bigram_dim": settings.bigram_dim, "bigram_dropout": settings.bigram_dropout,
+            "bigram_dim": settings.bigram_dim,
+            "bigram_dropout": settings.bigram_dropout,
             "dropout": settings.dropout,
             "head": plan.head or "crf",
             "constraints": plan.constraints,
@@ -161,7 +206,9 @@ class Task:
             "max_len": settings.max_len,
             "context": settings.context,
         }
-        vocab = CharVocab.build([e.tokens for e in examples], min_count=settings.min_count, bigram_min_count=settings.bigram_min_count)
+        vocab = CharVocab.build(
+            [e.tokens for e in examples], min_count=settings.min_count, bigram_min_count=settings.bigram_min_count
+        )
         return TagModel(vocab, labels, scheme, config)
 
     def unusable(self, model: TagModel, examples: Sequence[Tagged]) -> dict[int, str]:
@@ -171,7 +218,9 @@ class Task:
         for index, example in enumerate(examples):
             strange = sorted(set(example.tags) - known)
             if strange:
-                found[index] = f"label {strange[0]!r} does not occur in the training data ({len(known)} labels: {', '.join(model.labels[:8])}{' ...' if len(known) > 8 else ''})"
+                found[index] = (
+                    f"label {strange[0]!r} does not occur in the training data ({len(known)} labels: {', '.join(model.labels[:8])}{' ...' if len(known) > 8 else ''})"
+                )
         return found
 
     def training_set(self, model: TagModel, examples: Sequence[Tagged]) -> Windowed:
@@ -193,7 +242,9 @@ class Task:
         return out
 
     @torch.no_grad()
-    def decode(self, model: TagModel, scores: Sequence[Tensor], marginals: bool = False) -> tuple[list[list[str]], list[np.ndarray]]:
+    def decode(
+        self, model: TagModel, scores: Sequence[Tensor], marginals: bool = False
+    ) -> tuple[list[list[str]], list[np.ndarray]]:
         """Best tags of every example, and the probability of each chosen tag if asked."""
         tags: list[list[str]] = [[] for _ in scores]
         sure: list[np.ndarray] = [np.zeros(0, np.float32) for _ in scores]
@@ -203,9 +254,14 @@ class Task:
         device = next(model.output.parameters()).device
         for chunk in _chunks(order, lengths, 65_536):
             padded = nn.utils.rnn.pad_sequence([scores[i] for i in chunk], batch_first=True).to(device)  # (B, T, K)
-            mask = torch.arange(padded.shape[1], device=device) < torch.tensor([lengths[i] for i in chunk], device=device)[:, None]
+            mask = (
+                torch.arange(padded.shape[1], device=device)
+                < torch.tensor([lengths[i] for i in chunk], device=device)[:, None]
+            )
             best = head.decode(padded, mask)  # (B, T), -1 at masked steps
-            chosen = head.marginals(padded, mask).gather(-1, best.clamp_min(0)[..., None])[..., 0] if marginals else None
+            chosen = (
+                head.marginals(padded, mask).gather(-1, best.clamp_min(0)[..., None])[..., 0] if marginals else None
+            )
             for row, i in enumerate(chunk):
                 tags[i] = [model.labels[k] for k in best[row, : lengths[i]].tolist()]
                 if chosen is not None:
@@ -219,36 +275,67 @@ class Task:
         predicted, sure = self.decode(model, scores, marginals=details)
         gold = [list(e.tags) for e in examples]
         counts = []
-        found = [(set(spans(p, model.scheme)), set(spans(g, model.scheme))) for p, g in zip(predicted, gold, strict=True)]
+        found = [
+            (set(spans(p, model.scheme)), set(spans(g, model.scheme))) for p, g in zip(predicted, gold, strict=True)
+        ]
         for p, g in found:
             counts.append((len(p & g), len(p), len(g)))
-        micro = score_from_counts(*(sum(column) for column in zip(*counts, strict=True))) if counts else score_from_counts(0, 0, 0)
+        micro = (
+            score_from_counts(*(sum(column) for column in zip(*counts, strict=True)))
+            if counts
+            else score_from_counts(0, 0, 0)
+        )
         right = sum(a == b for p, g in zip(predicted, gold, strict=True) for a, b in zip(p, g, strict=True))
         tokens = sum(len(g) for g in gold)
-        metrics: dict[str, Any] = {"f1": micro.f1, "precision": micro.precision, "recall": micro.recall, "accuracy": right / max(1, tokens)}
+        metrics: dict[str, Any] = {
+            "f1": micro.f1,
+            "precision": micro.precision,
+            "recall": micro.recall,
+            "accuracy": right / max(1, tokens),
+        }
         if not details:
             return Scores(metrics, counts)
         report = span_report(predicted, gold, model.scheme)
-        metrics |= {"macro_f1": report.macro.f1, "tokens": tokens, "unknown_tokens": int(((data.tokens > 0) & (data.tokens < len(model.vocab) - len(model.vocab.tokens))).sum())}
-        metrics["by_type"] = {k: {"precision": s.precision, "recall": s.recall, "f1": s.f1, "support": s.support} for k, s in report.by_type.items()}
+        metrics |= {
+            "macro_f1": report.macro.f1,
+            "tokens": tokens,
+            "unknown_tokens": int(
+                ((data.tokens > 0) & (data.tokens < len(model.vocab) - len(model.vocab.tokens))).sum()
+            ),
+        }
+        metrics["by_type"] = {
+            k: {"precision": s.precision, "recall": s.recall, "f1": s.f1, "support": s.support}
+            for k, s in report.by_type.items()
+        }
         confidence = torch.from_numpy(np.concatenate([*sure, np.zeros(0, np.float32)]))
-        correct = torch.tensor([a == b for p, g in zip(predicted, gold, strict=True) for a, b in zip(p, g, strict=True)])
+        correct = torch.tensor(
+            [a == b for p, g in zip(predicted, gold, strict=True) for a, b in zip(p, g, strict=True)]
+        )
         metrics["ece"] = expected_calibration_error(confidence, correct)
         metrics["loss"], losses = self._losses(model, scores, examples)
         kinds, confusion = span_confusion(predicted, gold, model.scheme)
         page: dict[str, Any] = {
             "confusion": {"labels": kinds, "matrix": confusion.tolist()},
-            "calibration": {"ece": metrics["ece"], "bins": [asdict(b) for b in calibration_bins(confidence, correct) if b.count]},
+            "calibration": {
+                "ece": metrics["ece"],
+                "bins": [asdict(b) for b in calibration_bins(confidence, correct) if b.count],
+            },
             "worst": _worst(examples, found, losses),
         }
         if hasattr(model.head, "transitions"):
             allowed = allowed_transitions(model.labels, model.scheme)[0]
             matrix = model.head.transitions.detach().float().cpu()
-            page["transitions"] = {"labels": model.labels, "matrix": [[round(v, 4) for v in row] for row in matrix.tolist()], "illegal": (~allowed).tolist()}
+            page["transitions"] = {
+                "labels": model.labels,
+                "matrix": [[round(v, 4) for v in row] for row in matrix.tolist()],
+                "illegal": (~allowed).tolist(),
+            }
         return Scores(metrics, counts, page)
 
     @torch.no_grad()
-    def _losses(self, model: TagModel, scores: Sequence[Tensor], examples: Sequence[Tagged]) -> tuple[float, list[float]]:
+    def _losses(
+        self, model: TagModel, scores: Sequence[Tensor], examples: Sequence[Tagged]
+    ) -> tuple[float, list[float]]:
         """Mean negative log-likelihood a token, and that of every example."""
         number = {label: i for i, label in enumerate(model.labels)}
         losses = []
@@ -280,7 +367,9 @@ class Task:
             found = [(row[a][1], row[b - 1][2], kind) for a, b, kind in spans(tagged, model.scheme)]
             if model.scheme == "BMES" and "O" not in model.labels:
                 words = {"text": text, "words": [text[a:b] for a, b, _ in found]}
-                results.append(words | ({"tags": [kind for *_, kind in found]} if any(kind for *_, kind in found) else {}))
+                results.append(
+                    words | ({"tags": [kind for *_, kind in found]} if any(kind for *_, kind in found) else {})
+                )
             else:
                 results.append({"text": text, "entities": [list(span) for span in found]})
         return results
@@ -289,7 +378,11 @@ class Task:
         """A prediction as one line of plain text."""
         if "words" in prediction:
             tags = prediction.get("tags")
-            return "  ".join(f"{w}/{t}" for w, t in zip(prediction["words"], tags, strict=True)) if tags else "  ".join(prediction["words"])
+            return (
+                "  ".join(f"{w}/{t}" for w, t in zip(prediction["words"], tags, strict=True))
+                if tags
+                else "  ".join(prediction["words"])
+            )
         text, parts, end = prediction["text"], [], 0
         for a, b, kind in prediction["entities"]:
             parts += [text[end:a], f"[{text[a:b]}]{kind}"]
@@ -338,15 +431,26 @@ def _chunks(order: Sequence[int], lengths: Sequence[int], cells: int) -> Iterabl
         yield chunk
 
 
-def _worst(examples: Sequence[Tagged], found: Sequence[tuple[set, set]], losses: Sequence[float], keep: int = 12) -> list[dict[str, Any]]:
+def _worst(
+    examples: Sequence[Tagged], found: Sequence[tuple[set, set]], losses: Sequence[float], keep: int = 12
+) -> list[dict[str, Any]]:
     """Examples whose true tags the model finds least likely, with both readings; spans count characters of `text`."""
     wrong = [i for i, (p, g) in enumerate(found) if p != g and len(examples[i].tokens) <= 200]
     wrong.sort(key=lambda i: -losses[i])
     rows = []
     for i in wrong[:keep]:
         text, starts, ends = _placed(examples[i])
-        rows.append({"text": text, "line": examples[i].line, "loss": None if not np.isfinite(losses[i]) else round(losses[i], 3),
-                     **{name: [[starts[a], ends[b - 1], kind] for a, b, kind in sorted(side)] for name, side in zip(("pred", "gold"), found[i], strict=True)}})
+        rows.append(
+            {
+                "text": text,
+                "line": examples[i].line,
+                "loss": None if not np.isfinite(losses[i]) else round(losses[i], 3),
+                **{
+                    name: [[starts[a], ends[b - 1], kind] for a, b, kind in sorted(side)]
+                    for name, side in zip(("pred", "gold"), found[i], strict=True)
+                },
+            }
+        )
     return rows
 
 

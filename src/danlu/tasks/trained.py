@@ -34,7 +34,9 @@ class Trained:
         self.task, self.model, self.stored, self.device, self.precision = task, model, stored, device, precision
 
     @classmethod
-    def load(cls, folder: str | Path, device: str = "auto", precision: str = "auto", threads: int | None = None) -> "Trained":
+    def load(
+        cls, folder: str | Path, device: str = "auto", precision: str = "auto", threads: int | None = None
+    ) -> "Trained":
         """Open a folder that `danlu train` wrote.
 
         Args:
@@ -61,10 +63,18 @@ class Trained:
             model.load_state_dict(weights)
         except RuntimeError as error:
             reason = " ".join(str(error).split())[:300]
-            raise InputError(f"{folder}/model.safetensors does not fit its task.json ({reason}); restore both from one copy") from None
+            raise InputError(
+                f"{folder}/model.safetensors does not fit its task.json ({reason}); restore both from one copy"
+            ) from None
         return cls(task, model.to(device).eval(), stored, device, precision)
 
-    def evaluate(self, source: str, on_bad_rows: str = "fail", format: str = "auto", on_event: Callable[[dict[str, Any]], None] = lambda event: None) -> dict[str, Any]:
+    def evaluate(
+        self,
+        source: str,
+        on_bad_rows: str = "fail",
+        format: str = "auto",
+        on_event: Callable[[dict[str, Any]], None] = lambda event: None,
+    ) -> dict[str, Any]:
         """Scores on a labelled file or named set.
 
         Args:
@@ -80,9 +90,11 @@ class Trained:
             InputError: the file cannot be used.
         """
         spec = Spec(task=self.task.name, train=source, on_bad_rows=on_bad_rows, format=format)
-        part = read_part(spec, "test", source)
+        part = read_part(spec, "test", source, self.stored.get("scheme", ""))
         if part.scheme and part.scheme != self.stored.get("scheme"):
-            raise InputError(f"{source} is tagged in {part.scheme}, the model in {self.stored.get('scheme')}; convert the file")
+            raise InputError(
+                f"{source} is tagged in {part.scheme}, the model in {self.stored.get('scheme')}; convert the file"
+            )
         drop_unusable(self.task, self.model, part, on_bad_rows)
         on_event({"event": "phase", "text": f"scoring {len(part.examples):,} examples"})
         with inference(self.device, self.precision):
@@ -119,7 +131,9 @@ def text_lines(path: str) -> Iterator[str]:
         InputError: no such file, a folder, invalid UTF-8 (named with its line).
     """
     try:
-        stream = sys.stdin.buffer if path == "-" else gzip.open(path, "rb") if path.endswith(".gz") else open(path, "rb")  # noqa: SIM115
+        stream = (
+            sys.stdin.buffer if path == "-" else gzip.open(path, "rb") if path.endswith(".gz") else open(path, "rb")
+        )
     except FileNotFoundError:
         raise InputError(f"no file {path}; give texts, a file, or - for standard input") from None
     except IsADirectoryError:

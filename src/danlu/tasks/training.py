@@ -7,6 +7,7 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,17 @@ from danlu.data.errors import InputError
 from danlu.tasks import datasets, get_task
 from danlu.tasks.device import accelerator, choose, machine
 from danlu.tasks.fit import fit
-from danlu.tasks.folder import FORMAT_VERSION, check_target, locked, partial_of, publish, read_json, write_bytes, write_json, write_tensors
+from danlu.tasks.folder import (
+    FORMAT_VERSION,
+    check_target,
+    locked,
+    partial_of,
+    publish,
+    read_json,
+    write_bytes,
+    write_json,
+    write_tensors,
+)
 from danlu.tasks.report import write_report
 from danlu.tasks.scores import Scores
 from danlu.tasks.spec import Spec
@@ -43,8 +54,15 @@ class Part:
     def card(self) -> dict[str, Any]:
         """What a record says about it."""
         tokens = sum(len(getattr(e, "tokens", None) or e.text) for e in self.examples)
-        return {"role": self.role, "name": self.name, "examples": len(self.examples), "tokens": tokens, "skipped": len(self.skipped),
-                **({"skipped_rows": self.skipped[:20]} if self.skipped else {}), **({"notes": self.notes} if self.notes else {})}
+        return {
+            "role": self.role,
+            "name": self.name,
+            "examples": len(self.examples),
+            "tokens": tokens,
+            "skipped": len(self.skipped),
+            **({"skipped_rows": self.skipped[:20]} if self.skipped else {}),
+            **({"notes": self.notes} if self.notes else {}),
+        }
 
 
 @dataclass
@@ -59,25 +77,41 @@ class Run:
     precision: str
 
 
-def read_part(spec: Spec, role: str, source: str) -> Part:
-    """Read what --train, --dev or --test names.
+def read_part(spec: Spec, role: str, source: str, scheme: str = "") -> Part:
+    """Read what --train, --dev or --test names, in the tag scheme of the data before it, if any.
 
     Raises:
         InputError: the file or set cannot be read, or a row cannot be used (and rows are not to be skipped).
     """
     task = get_task(spec.task)
-    reading = datasets.open_source(source, role=role, task=spec.task, read=task.read, on_bad_rows=spec.on_bad_rows, format=spec.format)
-    skipped = [{"file": str(row.path), "line": row.line, "field": row.field, "reason": row.reason} for row in reading.skipped]
-    return Part(role, source, list(reading.examples), getattr(reading, "scheme", ""), skipped, dict(getattr(reading, "notes", {}) or {}))
+    reading = datasets.open_source(
+        source,
+        role=role,
+        task=spec.task,
+        read=partial(task.read, scheme=scheme),
+        on_bad_rows=spec.on_bad_rows,
+        format=spec.format,
+    )
+    skipped = [
+        {"file": str(row.path), "line": row.line, "field": row.field, "reason": row.reason} for row in reading.skipped
+    ]
+    return Part(
+        role, source, list(reading.examples), getattr(reading, "scheme", ""), skipped, dict(reading.notes or {})
+    )
 
 
 def read_parts(spec: Spec) -> dict[str, Part]:
     """All parts a spec names, train first; two parts of unlike tag schemes are refused."""
-    parts = {role: read_part(spec, role, source) for role in ("train", "dev", "test") if (source := getattr(spec, role))}
+    parts = {"train": read_part(spec, "train", spec.train)}
     scheme = parts["train"].scheme
+    for role in ("dev", "test"):
+        if source := getattr(spec, role):
+            parts[role] = read_part(spec, role, source, scheme)
     for part in parts.values():
         if part.scheme != scheme:
-            raise InputError(f"{part.name} is tagged in {part.scheme}, {parts['train'].name} in {scheme}; write both in one scheme")
+            raise InputError(
+                f"{part.name} is tagged in {part.scheme}, {parts['train'].name} in {scheme}; write both in one scheme"
+            )
     return parts
 
 
@@ -90,7 +124,13 @@ def halves(examples: Sequence[Any]) -> tuple[list[Any], list[Any]]:
     return sides
 
 
-def train_model(spec: Spec, parts: dict[str, Part], state: Path | None = None, resume: bool = False, on_event: Tell = lambda event: None) -> Run:
+def train_model(
+    spec: Spec,
+    parts: dict[str, Part],
+    state: Path | None = None,
+    resume: bool = False,
+    on_event: Tell = lambda event: None,
+) -> Run:
     """Build and train what a spec asks for.
 
     Args:
@@ -123,8 +163,17 @@ def train_model(spec: Spec, parts: dict[str, Part], state: Path | None = None, r
             return task.evaluate(model, dev.examples).metrics if dev else {}
 
     result = fit(
-        model, task.training_set(model, training.examples), settings, plan, engine, spec.seed, evaluate=evaluate if dev else None, metric=task.metric,
-        state=state, resume=resume, on_event=on_event if engine.is_main_process else lambda event: None,
+        model,
+        task.training_set(model, training.examples),
+        settings,
+        plan,
+        engine,
+        spec.seed,
+        evaluate=evaluate if dev else None,
+        metric=task.metric,
+        state=state,
+        resume=resume,
+        on_event=on_event if engine.is_main_process else lambda event: None,
     )
     return Run(model, result, parts, settings, device, precision)
 
@@ -139,7 +188,10 @@ def drop_unusable(task: Any, model: Any, part: Part, on_bad_rows: str) -> None:
         raise InputError(
             f"{part.name} line {part.examples[first].line}: {bad[first]} ({len(bad)} such rows); add training examples, or --on-bad-rows skip"
         )
-    part.skipped += [{"file": part.name, "line": part.examples[i].line, "field": "label", "reason": why} for i, why in sorted(bad.items())]
+    part.skipped += [
+        {"file": part.name, "line": part.examples[i].line, "field": "label", "reason": why}
+        for i, why in sorted(bad.items())
+    ]
     part.examples = [e for i, e in enumerate(part.examples) if i not in bad]
     if not part.examples:
         raise InputError(f"{part.name} has no usable row left: {bad[first]}")
@@ -162,7 +214,12 @@ def family(name: str) -> dict[str, Any]:
 
 
 def train_folder(
-    spec: Spec, out: Path, command: str = "", resume: bool = False, overwrite: bool = False, on_event: Tell = lambda event: None
+    spec: Spec,
+    out: Path,
+    command: str = "",
+    resume: bool = False,
+    overwrite: bool = False,
+    on_event: Tell = lambda event: None,
 ) -> dict[str, Any] | None:
     """Train, score, write a model folder with a report page.
 
@@ -187,30 +244,32 @@ def train_folder(
         return _follow(spec, out, main, resume)
     check_target(out, mark="task.json", overwrite=overwrite, resume=resume)
     with locked(out):
-        partial = partial_of(out)
-        unfinished = partial / "spec.json"
+        work = partial_of(out)
+        unfinished = work / "spec.json"
         if resume and unfinished.exists():
             earlier = Spec.from_json(read_json(unfinished))
             if earlier != spec:
                 changed = [k for k, v in spec.to_json().items() if earlier.to_json()[k] != v]
-                raise InputError(f"{partial} was begun with other options ({', '.join(changed)}); give the same ones, or --overwrite")
-        elif partial.exists():
-            shutil.rmtree(partial)
+                raise InputError(
+                    f"{work} was begun with other options ({', '.join(changed)}); give the same ones, or --overwrite"
+                )
+        elif work.exists():
+            shutil.rmtree(work)
         parts = read_parts(spec)  # before any folder is made: a bad file leaves nothing behind
-        partial.mkdir(parents=True, exist_ok=True)
+        work.mkdir(parents=True, exist_ok=True)
         try:
             write_json(unfinished, spec.to_json())
             broadcast_object_list([None])  # the others may begin: the input is good
             on_event({"event": "data", "parts": [p.card() for p in parts.values()]})
-            run = train_model(spec, parts, state=partial / "state", resume=resume, on_event=on_event)
+            run = train_model(spec, parts, state=work / "state", resume=resume, on_event=on_event)
             on_event({"event": "phase", "text": "scoring"})
             record = _record(spec, run, command, started)
-            _write_folder(partial, spec, run, record)
-            publish(partial, out)
+            _write_folder(work, spec, run, record)
+            publish(work, out)
             shutil.rmtree(out / "state", ignore_errors=True)
         except BaseException:
-            if not list(partial.glob("state/step-*")):  # nothing to go on from
-                shutil.rmtree(partial, ignore_errors=True)
+            if not list(work.glob("state/step-*")):  # nothing to go on from
+                shutil.rmtree(work, ignore_errors=True)
             raise
     return record
 
@@ -238,7 +297,7 @@ def _record(spec: Spec, run: Run, command: str, started: float) -> dict[str, Any
         "command": command,
         "task": spec.task,
         "scheme": run.parts["train"].scheme,
-        "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "danlu": __version__,
         "machine": machine(run.device, run.precision),
         "settings": {"model": spec.model, "tricks": list(spec.tricks), "seed": spec.seed, **asdict(run.settings)},
@@ -250,7 +309,11 @@ def _record(spec: Spec, run: Run, command: str, started: float) -> dict[str, Any
         "steps": run.result.steps,
         **(shown.page if shown else {}),
     }
-    record["seconds"] = {"train": round(run.result.seconds, 2), "evaluate": round(time.perf_counter() - began, 2), "total": round(time.perf_counter() - started, 2)}
+    record["seconds"] = {
+        "train": round(run.result.seconds, 2),
+        "evaluate": round(time.perf_counter() - began, 2),
+        "total": round(time.perf_counter() - started, 2),
+    }
     return record
 
 
@@ -264,8 +327,17 @@ def _write_folder(folder: Path, spec: Spec, run: Run, record: dict[str, Any]) ->
     write_report(record, folder)
     write_json(folder / "metrics.json", record)
     (folder / "spec.json").unlink(missing_ok=True)
-    write_json(folder / "task.json", {"format_version": FORMAT_VERSION, "danlu_version": __version__, "task": spec.task, "settings": record["settings"],
-                                      "command": record["command"], **stored})
+    write_json(
+        folder / "task.json",
+        {
+            "format_version": FORMAT_VERSION,
+            "danlu_version": __version__,
+            "task": spec.task,
+            "settings": record["settings"],
+            "command": record["command"],
+            **stored,
+        },
+    )
 
 
 def _json_line(value: dict[str, Any]) -> str:

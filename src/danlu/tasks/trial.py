@@ -32,8 +32,14 @@ def judged_on(parts: dict[str, Part]) -> tuple[dict[str, Part], str]:
     dev = parts["dev"]
     select, judge = halves(dev.examples)
     if not select or not judge:
-        raise InputError(f"{dev.name} has too few distinct examples ({len(dev.examples)}) to keep a half for the verdict; give --test")
-    split = {**parts, "dev": Part("dev", dev.name, select, dev.scheme), "test": Part("test", dev.name, judge, dev.scheme)}
+        raise InputError(
+            f"{dev.name} has too few distinct examples ({len(dev.examples)}) to keep a half for the verdict; give --test"
+        )
+    split = {
+        **parts,
+        "dev": Part("dev", dev.name, select, dev.scheme),
+        "test": Part("test", dev.name, judge, dev.scheme),
+    }
     return split, f"a fixed half of dev ({dev.name}) that selection never saw"
 
 

@@ -73,7 +73,9 @@ def ema(plan: Plan, decay: float = 0.999) -> Plan:
     Source  kexue.fm/archives/6575
     """
     if not 0 < decay < 1:
-        raise InputError(f"ema needs a decay between 0 and 1, got {decay:g}; ema:0.999 is usual, a short run wants ema:0.99")
+        raise InputError(
+            f"ema needs a decay between 0 and 1, got {decay:g}; ema:0.999 is usual, a short run wants ema:0.99"
+        )
     return replace(plan, ema=decay)
 
 
@@ -154,7 +156,9 @@ def parse(text: str, task: str | None = None) -> Trick:
     """
     name, colon, value = text.strip().partition(":")
     if name not in __all__:
-        raise InputError(f"unknown trick {name!r}{did_you_mean(name, __all__)}; `danlu list tricks` shows all: {', '.join(__all__)}")
+        raise InputError(
+            f"unknown trick {name!r}{did_you_mean(name, __all__)}; `danlu list tricks` shows all: {', '.join(__all__)}"
+        )
     function: Callable[..., Plan] = globals()[name]
     parameters = list(inspect.signature(function).parameters.values())[1:]
     arguments: list[float | str] = []
@@ -172,8 +176,17 @@ def parse(text: str, task: str | None = None) -> Trick:
             raise InputError(f"trick {name} takes a finite number ({parameters[0].name}), got {value!r}")
     card = describe(function)
     if task is not None and task not in card["tasks"].split():
-        raise InputError(f"trick {name} fits {' and '.join(card['tasks'].split())}, not {task}; `danlu list tricks` shows what fits")
-    trick = Trick(text.strip(), name, card["slot"], tuple(card["tasks"].split()), card["cost"], lambda plan: function(plan, *arguments))
+        raise InputError(
+            f"trick {name} fits {' and '.join(card['tasks'].split())}, not {task}; `danlu list tricks` shows what fits"
+        )
+    trick = Trick(
+        text.strip(),
+        name,
+        card["slot"],
+        tuple(card["tasks"].split()),
+        card["cost"],
+        lambda plan: function(plan, *arguments),
+    )
     trick.apply(Plan())  # a bad value is told now, not when training begins
     return trick
 
@@ -210,7 +223,9 @@ def did_you_mean(word: str, words: Sequence[str]) -> str:
 def positive(name: str, value: float) -> float:
     """The value itself, or InputError when it is not above zero."""
     if not value > 0 or not math.isfinite(value):
-        raise InputError(f"{name} must be > 0 and finite, got {value:g}; to switch the trick off leave it out of --with")
+        raise InputError(
+            f"{name} must be > 0 and finite, got {value:g}; to switch the trick off leave it out of --with"
+        )
     return value
 
 

@@ -1,17 +1,18 @@
 r"""A light encoder of characters: a character table, a table of neighbouring pairs, dilated gated convolutions.
 
     b_i = P[bigram_i]                            the pair (t_{i-1}, t_i); one lookup a position                (1)
-    x_i = W dropout([E[t_i]; b_i; b_{i+1}]) + c  the character, its pair to the left, its pair to the right    (2)
+    x_i = dropout(W [E[t_i]; b_i; b_{i+1}] + c)  the character, its pair to the left, its pair to the right    (2)
     h   = DGCNN(x)                                                                                             (3)
 
 t_i are token ids and bigram_i pair ids, both with 0 for padding and 1 for unknown (`CharVocab` makes them), E and P
 the tables. b_{i+1} is zero where the next position is masked. In training a pair id becomes 1 with probability
-`bigram_dropout`, on both sides at once, so that the row of unknown pairs, and the rest of the network without its
-pairs, learn what to do: a tenth of the pairs of a new text were never seen.
+`bigram_dropout`, on both sides at once. It is off by default: a vocabulary that leaves out the pairs seen once trains
+the unknown row as it is, and on 1.6 million characters of newspaper every share above zero cost accuracy.
 
 The pair table holds nearly all of the parameters, and a batch touches a few of its rows. With `sparse=True` its
 gradient holds those rows only: give `sparse_parameters()` to `torch.optim.SparseAdam` and `dense_parameters()` to
 any optimizer. SparseAdam leaves the moments of untouched rows as they are, and no weight decay reaches them.
+For `torch.compile`, and for optimizers that take all parameters, build with `sparse=False`.
 
 Source: the convolutions kexue.fm/archives/5409; pairs of characters as features of a segmenter Pei et al., 2014,
 "Max-margin tensor neural network for Chinese word segmentation" (ACL).
@@ -42,7 +43,7 @@ class CharEncoder(nn.Module):
         char_dim: features of a character's row.
         bigram_dim: features of a pair's row.
         dilations: one gated convolution for each.
-        dropout: share of the features of (2) that are dropped in training, in [0, 1).
+        dropout: share of the features of x that are dropped in training, in [0, 1).
         bigram_dropout: share of the pairs that become unknown in training, in [0, 1).
         sparse: the gradient of the pair table is a sparse tensor.
 
@@ -62,8 +63,8 @@ class CharEncoder(nn.Module):
         char_dim: int = 128,
         bigram_dim: int = 64,
         dilations: Sequence[int] = (1, 2, 4, 1),
-        dropout: float = 0.2,
-        bigram_dropout: float = 0.1,
+        dropout: float = 0.0,
+        bigram_dropout: float = 0.0,
         sparse: bool = True,
     ) -> None:
         super().__init__()
@@ -118,10 +119,10 @@ class CharEncoder(nn.Module):
                 bigram_ids = bigram_ids.masked_fill(~mask, PAD)
             left = self.bigram_embedding(bigram_ids)  # (B, T, bigram_dim)  eq. (1)
             right = F.pad(left[:, 1:], (0, 0, 0, 1))  # the pair to the right is the next one's pair to the left
-            if mask is not None:
-                right = right.masked_fill(~mask[..., None], 0)
             parts += [left, right]
-        x = self.project(F.dropout(torch.cat(parts, dim=-1), self.dropout, self.training))  # (B, T, D)  eq. (2)
+        x = self.project(torch.cat(parts, dim=-1))  # (B, T, D)
+        if self.training and self.dropout:
+            x = F.dropout(x, self.dropout)  # eq. (2); behind W it is half as wide, and in bfloat16 under autocast
         return self.dgcnn(x, mask)  # eq. (3)
 
     def sparse_parameters(self) -> Iterator[nn.Parameter]:

@@ -254,7 +254,7 @@ class CharVocab:
         symbols = self._symbol[ids]
         left = np.concatenate([[PAD], symbols[:-1]])[: len(symbols)]
         left[begins] = PAD
-        return symbols * len(self) + left  # eq. (3)
+        return left * len(self) + symbols  # eq. (3)
 
     def _bigram_rows(self, keys: NDArray[np.int64]) -> NDArray[np.int64]:
         if not len(self._keys):
