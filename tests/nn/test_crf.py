@@ -167,7 +167,7 @@ def test_engines_agree_with_autograd(backend, size, dtype):
     for name in (backend, "autograd"):
         nll = crf_nll(f, y, g, s, e, mask, "none", name)
         results.append([nll, *torch.autograd.grad(nll @ weight, inputs), crf_marginals(*inputs, mask, name)])
-    tolerance = 1e-5 if dtype == torch.float32 else 1e-12  # float32: 11 steps of sums around 50, eps 6e-8
+    tolerance = 5e-5 if dtype == torch.float32 else 1e-12  # float32: sums of 19 * 10 pairs, eps 6e-8
     for ours, reference in zip(*results, strict=True):
         torch.testing.assert_close(ours, reference, atol=tolerance, rtol=tolerance)
 
@@ -679,9 +679,10 @@ def test_the_switch_and_its_absence(monkeypatch):
 
 
 def _in_a_child(queue):
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)  # torch's own threads do not survive a fork, as its data loader knows
+    left = len(importlib.import_module("danlu.nn._crf_kernel")._pool)
     f, g, s, e, y = chain(batch=37, steps=40, size=9, dtype=torch.float32)
-    queue.put(crf_nll(f, y, g, s, e).item())
+    queue.put((left, crf_nll(f, y, g, s, e).item()))
 
 
 @pytest.mark.skipif(not HAS_NUMBA or not hasattr(os, "fork"), reason="needs numba and fork")
@@ -698,7 +699,7 @@ def test_a_forked_child_can_use_the_kernel_after_the_parent_did():
         child.start()
         child.join(60)
         assert child.exitcode == 0
-        assert queue.get() == expected
+        assert queue.get() == (0, expected)
     finally:
         torch.set_num_threads(threads)
 

@@ -31,7 +31,7 @@ from urllib.parse import quote
 import danlu
 from danlu.data.errors import InputError, WorkError
 from danlu.tasks.engines import Engine, Work, get_engine, processor_name
-from danlu.tasks.folder import check_target, locked, partial_of, publish, write_bytes, write_json
+from danlu.tasks.folder import check_target, digest, locked, partial_of, publish, write_bytes, write_json
 from danlu.tasks.statistics import MIN_SEEDS, metric, paired_difference, verdicts
 from danlu.tasks.tricks import parse
 
@@ -290,7 +290,7 @@ class _Trial:
 
 def _trials(spec: Mapping[str, Any], design: Design, threads: int) -> dict[str, _Trial]:
     """Name -> trial, all arms of the first seed first: whoever looks early sees every arm."""
-    contents = {key: _digest(Path(str(spec[key]))) for key in FILES if spec.get(key)}
+    contents = {key: digest(Path(str(spec[key]))) for key in FILES if spec.get(key)}
     versions = {"danlu": danlu.__version__, "torch": _version("torch")}
     trials = {}
     for seed in design.seeds:
@@ -485,14 +485,6 @@ def _gpus(spec: Mapping[str, Any], engine: str) -> float:
     import torch
 
     return 1.0 if torch.cuda.is_available() or device == "cuda" else 0.0
-
-
-def _digest(path: Path) -> str | None:
-    """SHA-256 of a file; None for what is not a file (a named data set)."""
-    if not path.is_file():
-        return None
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _version(package: str) -> str:

@@ -4,6 +4,7 @@ A run that writes OUT works in OUT.partial and renames it at the end; what stood
 file beside it keeps two runs apart. Tensors are stored as safetensors and the rest as JSON; nothing is pickled.
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -22,6 +23,7 @@ from danlu.data.errors import InputError
 __all__ = [
     "FORMAT_VERSION",
     "check_target",
+    "digest",
     "locked",
     "partial_of",
     "publish",
@@ -85,6 +87,14 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise InputError(
             f"{path} is truncated or damaged ({error}; {path.stat().st_size:,} bytes); restore it from a copy or train again"
         ) from None
+
+
+def digest(path: Path) -> str | None:
+    """SHA-256 of a file's content; None for what is not a file (a named data set, standard input)."""
+    if not path.is_file():
+        return None
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_task(folder: Path) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from danlu.tasks.fit import fit
 from danlu.tasks.folder import (
     FORMAT_VERSION,
     check_target,
+    digest,
     locked,
     partial_of,
     publish,
@@ -246,19 +247,21 @@ def train_folder(
     with locked(out):
         work = partial_of(out)
         unfinished = work / "spec.json"
+        identity = {**spec.to_json(), "contents": contents(spec)}
         if resume and unfinished.exists():
-            earlier = Spec.from_json(read_json(unfinished))
-            if earlier != spec:
-                changed = [k for k, v in spec.to_json().items() if earlier.to_json()[k] != v]
-                raise InputError(
-                    f"{work} was begun with other options ({', '.join(changed)}); give the same ones, or --overwrite"
-                )
+            earlier = read_json(unfinished)
+            changed = [key for key, value in identity.items() if earlier.get(key) != value]
+            if changed == ["contents"]:
+                raise InputError(f"a data file changed since {work} was begun; restore it, or start again with --overwrite")
+            if changed:
+                names = ", ".join(changed)
+                raise InputError(f"{work} was begun with other options ({names}); give the same ones, or --overwrite")
         elif work.exists():
             shutil.rmtree(work)
         parts = read_parts(spec)  # before any folder is made: a bad file leaves nothing behind
         work.mkdir(parents=True, exist_ok=True)
         try:
-            write_json(unfinished, spec.to_json())
+            write_json(unfinished, identity)
             broadcast_object_list([None])  # the others may begin: the input is good
             on_event({"event": "data", "parts": [p.card() for p in parts.values()]})
             run = train_model(spec, parts, state=work / "state", resume=resume, on_event=on_event)
@@ -272,6 +275,11 @@ def train_folder(
                 shutil.rmtree(work, ignore_errors=True)
             raise
     return record
+
+
+def contents(spec: Spec) -> dict[str, str | None]:
+    """Checksums of the files a spec names."""
+    return {role: digest(Path(source)) for role in ("train", "dev", "test") if (source := getattr(spec, role))}
 
 
 def _follow(spec: Spec, out: Path, main: Any, resume: bool) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 from danlu.data.errors import InputError, explain
 from danlu.tasks import get_task
+from danlu.tasks.device import machine
 from danlu.tasks.folder import write_json
 from danlu.tasks.spec import Spec
 from danlu.tasks.training import Part, halves, read_parts, score, train_model
@@ -69,6 +70,8 @@ def run_trial(value: dict[str, Any]) -> dict[str, Any]:
         "metrics": scores.metrics,
         "steps": run.result.steps,
         "evaluated_on": place,
+        "data": [part.card() for part in parts.values()],
+        "machine": machine(run.device, run.precision),
     }
 
 

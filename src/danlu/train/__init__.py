@@ -1,12 +1,13 @@
 """One step of anybody's training loop, changed for a while and always put back."""
 
-from danlu.train.adversarial import FGM, PGD, Noise, fgm_backward, noise_backward, perturbed, pgd_backward
+from danlu.train.adversarial import fgm_backward, noise_backward, perturbed, pgd_backward
 from danlu.train.adversarial_output import (
     fgm_output_backward,
     noise_output_backward,
     output_perturbed,
     pgd_output_backward,
 )
+from danlu.train.attacks import FGM, PGD, Noise
 
 __all__ = [
     "FGM",

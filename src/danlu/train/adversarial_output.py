@@ -212,7 +212,7 @@ def output_gradient(
         outputs.append(x)
         if keep:
             x.register_hook(lambda g: caught.__setitem__(i, g))
-        return x  # the next layer may work in place
+        return x.clone()  # the next layer may work in place
 
     with outputs_through(module, watched):
         loss = checked_loss(loss_fn)
