@@ -138,9 +138,7 @@ def case(size: int, lengths: str, repetitions: int) -> dict[str, object]:
 
 def ratios(ms: dict[str, float]) -> dict[str, float]:
     """How many times faster than the peer, as it is and at its best."""
-    return {
-        f"{ours} vs {peer}": ms[peer] / ms[ours] for ours in ("kernel", "torch") for peer in ("peer", "peer best")
-    }
+    return {f"{ours} vs {peer}": ms[peer] / ms[ours] for ours in ("kernel", "torch") for peer in ("peer", "peer best")}
 
 
 def processor() -> str:

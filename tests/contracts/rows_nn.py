@@ -55,3 +55,36 @@ ROWS += [
         (2, 4, 3),
     ),
 ]
+
+# crf, crf_decode
+
+
+def _scores(dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+    return tuple(_normal(*shape, dtype=dtype) for shape in ((3, 3), (3,), (3,)))
+
+
+def _chain(dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+    return _normal(2, 4, 3, dtype=dtype), *_scores(dtype), _KEEP
+
+
+ROWS += [
+    Row("CRF", lambda: nn.CRF(3, init="glorot"), _tagging, ()),
+    Row("CRF[author]", lambda: nn.CRF(3, start_end=False, init="glorot"), _tagging, ()),
+    Row(
+        "CRF[constraints]",
+        lambda: nn.CRF(3, (torch.ones(3, 3).bool().triu_(-1), *torch.ones(2, 3).bool())),
+        lambda dtype: (_normal(2, 4, 3, dtype=dtype), _TAGS.clamp_max(1), _KEEP),
+        (),
+    ),
+    Row("crf_nll", lambda: nn.crf_nll, lambda dtype: (*_tagging(dtype)[:2], *_scores(dtype), _KEEP), ()),
+    Row("crf_log_partition", lambda: nn.crf_log_partition, _chain, (2,)),
+    Row("crf_marginals", lambda: nn.crf_marginals, _chain, (2, 4, 3)),
+    Row("viterbi", lambda: nn.viterbi, _chain, (2, 4)),
+    Row("viterbi_nbest", lambda: nn.viterbi_nbest, _chain, (2, 2, 4)),
+    Row(
+        "sample_paths",
+        lambda: lambda *args: nn.sample_paths(*args, 3, torch.Generator().manual_seed(0)),
+        _chain,
+        (2, 3, 4),
+    ),
+]

@@ -186,7 +186,7 @@ def test_messages():
         chain_forward(f, g, s[:2])
     with pytest.raises(ValueError, match=r"bool mask \(3, 4\).*got torch.float32 \(3, 4\).*mask.bool\(\)"):
         chain_forward(f, g, mask=torch.ones(3, 4))
-    with pytest.raises(ValueError, match="'log' or 'max'.*got 'sum' and 'loop'"):
+    with pytest.raises(ValueError, match=r"'log' or 'max'.*got 'sum' and 'loop'"):
         chain_forward(f, g, semiring="sum")
     with pytest.raises(ValueError, match="'loop' or 'scan', got 'log' and 'tree'"):
         chain_forward(f, g, method="tree")

@@ -168,6 +168,12 @@ def test_dropout_drops_and_scales_in_training_only():
     assert abs(dropped.double().mean().item() - 0.25) < 4 * (0.25 * 0.75 / ratio.numel()) ** 0.5
 
 
+def test_gate_dropout_reaches_every_layer():
+    assert [layer.gate_dropout for layer in build(gate_dropout=0.3).dgcnn.layers] == [0.3, 0.3]
+    encoder = build(gate_dropout=0.0).train()
+    assert torch.equal(encoder(IDS, PAIRS, MASK), encoder(IDS, PAIRS, MASK))  # nothing else draws by default
+
+
 def test_reads_what_the_vocabulary_writes():
     vocab = CharVocab.build(["北京北京", "我爱北京"], min_count=1)
     ids, pairs = vocab.encode(["北京", "我爱九"])
@@ -225,6 +231,7 @@ def test_contract(row, check):
         (lambda: CharEncoder(9, dim=0), "at least 1, got 0, 128, 64"),
         (lambda: CharEncoder(9, dropout=1.0), r"dropout must lie in \[0, 1\), got 1.0; 0 switches it off"),
         (lambda: CharEncoder(9, bigram_dropout=-0.1), r"bigram_dropout must lie in \[0, 1\), got -0.1"),
+        (lambda: CharEncoder(9, gate_dropout=1.0), r"gate_dropout must lie in \[0, 1\), got 1.0"),
         (lambda: build()(IDS[0], PAIRS[0]), r"ids must be \(batch, positions\), got \(5,\).*ids\[None\]"),
         (lambda: build()(IDS), "has a pair table and needs bigram_ids; CharVocab.encode"),
         (lambda: build(num_bigrams=0)(IDS, PAIRS), "has no pair table, but bigram_ids were given"),

@@ -12,10 +12,10 @@ Replace (+, x) by a semiring (plus, times) and one recursion answers several que
     p(y_t = j) = exp(a_t[j] + b_t[j] - total)                                                             (5)
     h_t[j] = sum_i w_ij (h_{t-1}[i] - log w_ij),   w_ij = exp(a_{t-1}[i] + g[i, j] + f_t[j] - a_t[j])     (6)
 
-PLUS is logsumexp for the log semiring (total = log Z) and max for the max semiring (total = the best score). Equation (4)
-is associative, so the product of matrices can be taken in a tree: depth log n instead of n, work n K^3 instead of
-n K^2, worth it for small K and long n on wide machines. Equation (6), closed by the same step over e, is the
-expectation semiring reduced to what the entropy needs; unlike log Z - E[score] it subtracts no large numbers.
+PLUS is logsumexp for the log semiring (total = log Z) and max for the max semiring (total = the best score). The
+product (4) is associative and can be taken in a tree: depth log n instead of n, work n K^3 instead of n K^2, worth it
+for small K and long n on wide machines. Equation (6), closed by the same step over e, is the expectation semiring
+reduced to what the entropy needs; unlike log Z - E[score] it subtracts no large numbers.
 
 A masked step, wherever it stands, is the identity of the recursion: the result is that of the sequence with the step
 removed. Entries of -inf forbid what they stand for and yield neither NaN values nor NaN gradients. Everything here is
@@ -23,7 +23,7 @@ plain autograd code and can be differentiated twice; `danlu.nn.crf` holds the qu
 
 Source: Goodman, 1999, Semiring Parsing; Li & Eisner, 2009 (expectation semiring); Hernando et al., 2005 (entropy);
     the chain itself: Lafferty et al., 2001, and kexue.fm/archives/5542.
-Shapes: B batch, T steps, K tags; emissions f (B, T, K), transitions g (K, K) from row to column, start s and end e (K,).
+Shapes: B batch, T steps, K tags; emissions f (B, T, K), transitions g (K, K) from row to column, start s, end e (K,).
 """
 
 import torch
@@ -75,8 +75,8 @@ def chain_inputs(
         mask = torch.ones(emissions.shape[:2], dtype=torch.bool, device=emissions.device)
     elif mask.dtype != torch.bool or mask.shape != emissions.shape[:2]:
         raise ValueError(
-            f"{name} needs a bool mask {tuple(emissions.shape[:2])}, True = keep; got {mask.dtype} {tuple(mask.shape)}. "
-            "Turn numbers into one with mask.bool()."
+            f"{name} needs a bool mask {tuple(emissions.shape[:2])}, True = keep; got {mask.dtype} "
+            f"{tuple(mask.shape)}. Turn numbers into one with mask.bool()."
         )
     dtype = torch.promote_types(torch.promote_types(emissions.dtype, transitions.dtype), torch.float32)
     f, g = emissions.to(dtype), transitions.to(dtype)
@@ -275,7 +275,7 @@ def _mixture(scores: Tensor, entropy: Tensor) -> tuple[Tensor, Tensor]:
     log_w = scores - total[:, None]
     real = scores > -torch.inf
     log_w = torch.where(real, log_w, torch.zeros_like(log_w))
-    return total, torch.where(real, log_w.exp() * (entropy - log_w), torch.zeros_like(log_w)).sum(1)
+    return total, torch.where(real, log_w.exp() * (entropy + log_w), torch.zeros_like(log_w)).sum(1)
 
 
 def _plus(x: Tensor, dim: int, semiring: str) -> Tensor:

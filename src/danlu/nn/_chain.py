@@ -8,20 +8,34 @@ Shapes: B batch, T steps, K tags, N longest number of kept steps.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, wraps
 from types import ModuleType
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 
-__all__ = ["BACKENDS", "LARGEST_FOR_KERNEL", "Packed", "engine", "full_precision", "pack"]
+__all__ = ["BACKENDS", "LARGEST_FOR_KERNEL", "Packed", "eager", "engine", "full_precision", "pack"]
 
+P = ParamSpec("P")
+R = TypeVar("R")
 BACKENDS = ("auto", "kernel", "torch", "autograd")
 LARGEST_FOR_KERNEL = 512  # tags; beyond, a matrix product over the whole batch is quicker
+
+
+def eager(function: Callable[P, R]) -> Callable[P, R]:
+    """The function as torch.compile shall see it: one call to be left alone, instead of T steps to be unrolled."""
+
+    @wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        if torch.compiler.is_compiling():  # asked here, because to decorate with disable would import the compiler
+            return torch.compiler.disable(function)(*args, **kwargs)
+        return function(*args, **kwargs)
+
+    return call
 
 
 @cache
@@ -51,7 +65,6 @@ def engine(name: str, backend: str, emissions: Tensor) -> ModuleType | None:
         or emissions.device.type != "cpu"
         or emissions.shape[2] > LARGEST_FOR_KERNEL
         or os.environ.get("DANLU_KERNELS", "").lower() in ("off", "0", "no")
-        or torch.compiler.is_compiling()
     ):
         return None
     return _load_kernel()

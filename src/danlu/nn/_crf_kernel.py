@@ -7,9 +7,9 @@ The forward recursion runs outside the logarithm. With F_t = exp(f_t - max f_t) 
     u_t[j] = F_t[j] b_t[j] / c_t,   b_{t-1}[i] = sum_j E[i, j] u_t[j],   p(y_t = j) = a_t[j] b_t[j]       (3)
     p(y_{t-1} = i, y_t = j) = a_{t-1}[i] E[i, j] u_t[j]                                                   (4)
 
-so a step is one row times a matrix, without exp or log. What this can lose, and how it is noticed: an entry of v_t below
-TINY, although some path leads there, is set aside, and then the backward pass looks how much b_t would have made of
-it. If b_t <= LARGE the lost probability is at most TINY * LARGE = 1e-12; if not, or if c_t vanishes, the row is marked
+so a step is one row times a matrix, without exp or log. What this can lose, and how it is noticed: when an entry of
+v_t lies below TINY although some path leads there, a backward pass looks how much b_t would have made of it. While
+b_t <= LARGE the lost probability is at most TINY * LARGE = 1e-12; otherwise, or if c_t vanishes, the row is marked
 unsafe and the caller repeats it in log space. Scores that differ by hundreds therefore cost time, not truth.
 
 The rows of a batch are dealt to a fixed number of shares, each with its own sum for the transitions, so the result does
@@ -20,6 +20,7 @@ Source: the scaling of Rabiner, 1989, A tutorial on hidden Markov models; the bo
 Shapes: B batch, T steps, K tags, S shares.
 """
 
+import itertools
 import os
 import pickle
 from collections.abc import Callable
@@ -35,7 +36,7 @@ __all__ = ["forward", "backward", "viterbi"]
 
 MAX_SHARES = 16
 OUT_OF_RANGE, FORBIDDEN = 1, 2  # what may be wrong with a gold path
-LIMITS = {  # TINY, the smallest normal number, LARGE
+LIMITS: dict[torch.dtype, Any] = {  # TINY, the smallest normal number, LARGE
     torch.float32: np.array([1e-28, 1.2e-38, 1e16], dtype=np.float32),
     torch.float64: np.array([1e-280, 2.3e-308, 1e260], dtype=np.float64),
 }
@@ -126,9 +127,7 @@ def _split(kernel: "_Kernel", batch: int, work: int, args: tuple[Any, ...]) -> N
         _pool.append(ThreadPoolExecutor(max_workers=32, thread_name_prefix="danlu-crf"))
     bounds = [shares * i // threads for i in range(threads + 1)]
     kernel.compile_once(*args)
-    others = [
-        _pool[0].submit(kernel, low, high, shares, *args) for low, high in zip(bounds[1:-1], bounds[2:], strict=True)
-    ]
+    others = [_pool[0].submit(kernel, low, high, shares, *args) for low, high in itertools.pairwise(bounds[1:])]
     kernel(0, bounds[1], shares, *args)
     for other in others:
         other.result()
@@ -143,7 +142,7 @@ class _Kernel:
         self.known: set[Any] = set()
 
     def _compile(self, cache: bool) -> Callable[..., None]:
-        options = {"nogil": True, "fastmath": {"contract", "reassoc", "nsz"}}
+        options: dict[str, Any] = {"nogil": True, "fastmath": {"contract", "reassoc", "nsz"}}
         try:
             return numba.njit(cache=cache, **options)(self.function)
         except RuntimeError:  # no folder to keep a cache in
@@ -170,10 +169,10 @@ class _Kernel:
 # --- compiled code -----------------------------------------------------------------------------------------------
 
 
-def _forward(
+def _forward(  # type: ignore[no-untyped-def]
     low, high, shares, f, g, start, end, tags, mask, big_f, f_top, big_g, big_g_t, big_s, big_e, tops, with_tags,
     limits, a, c, nll, flaw, unsafe,
-):  # type: ignore[no-untyped-def]  # fmt: skip
+):  # fmt: skip
     batch, steps, size = f.shape
     tiny, normal, large = limits[0], limits[1], limits[2]
     zero = tiny - tiny
@@ -285,10 +284,10 @@ def _forward(
                 t -= 1
 
 
-def _backward(
+def _backward(  # type: ignore[no-untyped-def]
     low, high, shares, a, c, big_f, big_g_t, big_e, unsafe, weight, tags, mask, with_tags, grad_f, edge, count, first,
     last,
-):  # type: ignore[no-untyped-def]  # fmt: skip
+):  # fmt: skip
     batch, steps, size = a.shape
     zero = weight.dtype.type(0)
     four = size // 4 * 4

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from danlu.math.semiring import chain_inputs
-from danlu.nn._chain import Packed, engine, full_precision, pack
+from danlu.nn._chain import Packed, eager, engine, full_precision, pack
 
 __all__ = ["sample_paths", "viterbi", "viterbi_nbest"]
 
@@ -51,17 +51,8 @@ def viterbi(
     >>> viterbi(torch.tensor([[[2.0, 0.0], [0.0, 1.0]]]), torch.tensor([[0.0, -3.0], [0.0, 0.0]]))
     (tensor([[0, 0]]), tensor([2.]))
     """
-    with torch.no_grad(), full_precision(emissions):
-        f, g, s, e, keep = chain_inputs("viterbi", emissions, transitions, start, end, mask)
-        kernel = engine("viterbi", backend, f)
-        if not f.numel():
-            return torch.full(f.shape[:2], -1, dtype=torch.int64, device=f.device), f.new_zeros(f.shape[0])
-        if kernel is not None:
-            path, best = kernel.viterbi(f.contiguous(), g.contiguous(), s.contiguous(), e.contiguous(), keep.contiguous())
-        else:
-            path, best = _viterbi(f, g, s, e, keep)
-        _demand_a_path("viterbi", best, keep)
-        return path, best
+    f, g, s, e, keep = chain_inputs("viterbi", emissions, transitions, start, end, mask)
+    return _best_path(f, g, s, e, keep, backend)
 
 
 def viterbi_nbest(
@@ -95,35 +86,8 @@ def viterbi_nbest(
     """
     if n < 1:
         raise ValueError(f"viterbi_nbest needs n >= 1, got {n}; for the best path alone use viterbi")
-    with torch.no_grad(), full_precision(emissions):
-        f, g, s, e, keep = chain_inputs("viterbi_nbest", emissions, transitions, start, end, mask)
-        batch, steps, size = f.shape
-        packed = pack(f, keep)
-        d = f.new_full((batch, size, n), -torch.inf)  # n best scores of paths into each tag
-        back = []
-        for t, rows in enumerate(packed.counts):
-            if t == 0:
-                d[:rows, :, 0] = s + packed.f[0, :rows]
-                continue
-            into = (d[:rows, :, :, None] + g[:, None, :]).flatten(1, 2)  # (rows, K n, K)
-            best, where = into.topk(n, dim=1)  # (rows, n, K)
-            d[:rows] = best.transpose(1, 2) + packed.f[t, :rows, :, None]
-            back.append(where.transpose(1, 2).flatten(1))  # (rows, K n): the tag and rank before this tag and rank
-        scores, here = (d + e[:, None]).flatten(1).topk(n, dim=1)  # (B, n), position tag * n + rank
-        if bool(scores.isnan().any()):
-            _demand_a_path("viterbi_nbest", packed.unsort(scores[:, 0]), keep)
-        path = torch.full((len(packed.counts), batch, n), -1, dtype=torch.int64, device=f.device)
-        for t in reversed(range(len(packed.counts))):
-            rows = packed.counts[t]
-            if t + 1 < len(packed.counts):
-                again = packed.counts[t + 1]
-                here[:again] = back[t].gather(1, here[:again])
-            path[t, :rows] = here[:rows] // n
-        empty = packed.lengths == 0
-        scores[empty] = -torch.inf
-        scores[empty, 0] = 0.0
-        path = path.masked_fill(scores == -torch.inf, -1)
-        return packed.unpack(path, steps, -1).transpose(1, 2), packed.unsort(scores)
+    f, g, s, e, keep = chain_inputs("viterbi_nbest", emissions, transitions, start, end, mask)
+    return _best_paths(f, g, s, e, keep, n)
 
 
 def sample_paths(
@@ -157,8 +121,61 @@ def sample_paths(
     """
     if num_samples < 1:
         raise ValueError(f"sample_paths needs num_samples >= 1, got {num_samples}")
-    with torch.no_grad(), full_precision(emissions):
-        f, g, s, e, keep = chain_inputs("sample_paths", emissions, transitions, start, end, mask)
+    f, g, s, e, keep = chain_inputs("sample_paths", emissions, transitions, start, end, mask)
+    return _random_paths(f, g, s, e, keep, num_samples, generator)
+
+
+@eager
+def _best_path(f: Tensor, g: Tensor, s: Tensor, e: Tensor, keep: Tensor, backend: str) -> tuple[Tensor, Tensor]:
+    kernel = engine("viterbi", backend, f)
+    with torch.no_grad(), full_precision(f):
+        if not f.numel():
+            return torch.full(f.shape[:2], -1, dtype=torch.int64, device=f.device), f.new_zeros(f.shape[0])
+        if kernel is not None:
+            path, best = kernel.viterbi(*(x.contiguous() for x in (f, g, s, e, keep)))
+        else:
+            path, best = _viterbi(f, g, s, e, keep)
+        _demand_a_path("viterbi", best, keep)
+        return path, best
+
+
+@eager
+def _best_paths(f: Tensor, g: Tensor, s: Tensor, e: Tensor, keep: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    with torch.no_grad(), full_precision(f):
+        batch, steps, size = f.shape
+        packed = pack(f, keep)
+        d = f.new_full((batch, size, n), -torch.inf)  # n best scores of paths into each tag
+        back = []
+        for t, rows in enumerate(packed.counts):
+            if t == 0:
+                d[:rows, :, 0] = s + packed.f[0, :rows]
+                continue
+            into = (d[:rows, :, :, None] + g[:, None, :]).flatten(1, 2)  # (rows, K n, K)
+            best, where = into.topk(n, dim=1)  # (rows, n, K)
+            d[:rows] = best.transpose(1, 2) + packed.f[t, :rows, :, None]
+            back.append(where.transpose(1, 2).flatten(1))  # (rows, K n): the tag and rank before this tag and rank
+        scores, here = (d + e[:, None]).flatten(1).topk(n, dim=1)  # (B, n), position tag * n + rank
+        if bool(scores.isnan().any()):
+            _demand_a_path("viterbi_nbest", packed.unsort(scores[:, 0]), keep)
+        path = torch.full((len(packed.counts), batch, n), -1, dtype=torch.int64, device=f.device)
+        for t in reversed(range(len(packed.counts))):
+            rows = packed.counts[t]
+            if t + 1 < len(packed.counts):
+                again = packed.counts[t + 1]
+                here[:again] = back[t].gather(1, here[:again])
+            path[t, :rows] = here[:rows] // n
+        empty = packed.lengths == 0
+        scores[empty] = -torch.inf
+        scores[empty, 0] = 0.0
+        path = path.masked_fill(scores == -torch.inf, -1)
+        return packed.unpack(path, steps, -1).transpose(1, 2), packed.unsort(scores)
+
+
+@eager
+def _random_paths(
+    f: Tensor, g: Tensor, s: Tensor, e: Tensor, keep: Tensor, num_samples: int, generator: torch.Generator | None
+) -> Tensor:
+    with torch.no_grad(), full_precision(f):
         packed = pack(f, keep)
         a = _prefix(packed, g, s, maximum=False)
         steps = len(packed.counts)

@@ -43,6 +43,7 @@ class ClassifySettings(Settings):
     dropout: float = 0.3
     bigram_dim: int = 64  # features of a pair of characters
     bigram_dropout: float = 0.2  # share of the pairs that become unknown in training
+    gate_dropout: float = 0.1  # share of the gates that are set to 1/2 in training
     bigram_min_count: int = 2  # pairs rarer than this are unknown
 
 
@@ -52,7 +53,7 @@ class ClassifyModel(nn.Module):
     Args:
         vocab: what the tokens and bigrams are numbered by.
         labels: classes in the order of the outputs.
-        config: "dim", "dilations", "bigram_dim", "bigram_dropout", "dropout", "max_len".
+        config: "dim", "dilations", "bigram_dim", "bigram_dropout", "gate_dropout", "dropout", "max_len".
     """
 
     def __init__(self, vocab: CharVocab, labels: Sequence[str], config: dict[str, Any]) -> None:
@@ -61,6 +62,7 @@ class ClassifyModel(nn.Module):
         self.encoder = CharEncoder(
             len(vocab), vocab.num_bigrams, dim=config["dim"], bigram_dim=config["bigram_dim"], dilations=config["dilations"],
             dropout=config["dropout"], bigram_dropout=config["bigram_dropout"],
+            gate_dropout=config["gate_dropout"],
         )  # fmt: skip
         self.pool = AttentionPool1d(config["dim"])
         self.dropout = nn.Dropout(config["dropout"])
@@ -158,6 +160,7 @@ class Task:
             "dilations": family["dilations"],
             "bigram_dim": settings.bigram_dim,
             "bigram_dropout": settings.bigram_dropout,
+            "gate_dropout": settings.gate_dropout,
             "dropout": settings.dropout,
             "max_len": settings.max_len,
         }

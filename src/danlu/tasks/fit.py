@@ -136,7 +136,7 @@ def fit(
 
         for optimizer in prepared:
             optimizer.zero_grad(set_to_none=True)
-        loss = _backward(loss_fn, plan, attack_weights, accelerator)
+        loss = _backward(loss_fn, plan, attack_weights, accelerator, seed * 1_000_003 + step)
         if settings.clip:
             accelerator.clip_grad_norm_(dense, settings.clip)
         for optimizer in prepared:
@@ -224,7 +224,7 @@ def _optimizers(model: nn.Module, settings: Settings, plan: Plan) -> list[torch.
 
 
 def _backward(
-    loss_fn: Callable[[], Tensor], plan: Plan, weights: list[nn.Parameter], accelerator: Accelerator
+    loss_fn: Callable[[], Tensor], plan: Plan, weights: list[nn.Parameter], accelerator: Accelerator, seed: int
 ) -> Tensor:
     """One backward pass, plain or under the plan's attack; gradients stand in .grad afterwards."""
     if plan.attack is None:
@@ -232,5 +232,8 @@ def _backward(
         accelerator.backward(loss)
         return loss
     reduce = partial(accelerator.reduce, reduction="mean") if accelerator.num_processes > 1 else None
-    attack = {"fgm": fgm_backward, "pgd": pgd_backward, "noise": noise_backward}[plan.attack]
+    if plan.attack == "noise":  # the same direction in every process
+        generator = torch.Generator(accelerator.device).manual_seed(seed)
+        return noise_backward(loss_fn, weights, epsilon=plan.epsilon, reduce=reduce, generator=generator)
+    attack = fgm_backward if plan.attack == "fgm" else pgd_backward
     return attack(loss_fn, weights, epsilon=plan.epsilon, reduce=reduce)

@@ -86,6 +86,7 @@ LIMITS: dict[str, tuple[float, float]] = {  # smallest and largest sensible valu
     "context": (0, 10_000),
     "bigram_dim": (1, 4096),
     "bigram_dropout": (0, 0.99),
+    "gate_dropout": (0, 0.99),
     "bigram_min_count": (1, 1e9),
 }
 

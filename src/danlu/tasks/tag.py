@@ -49,6 +49,7 @@ class TagSettings(Settings):
     min_count: int = 1
     bigram_dim: int = 64  # features of a pair of characters
     bigram_dropout: float = 0.2  # share of the pairs that become unknown in training
+    gate_dropout: float = 0.1  # share of the gates that are set to 1/2 in training
     bigram_min_count: int = 2  # pairs rarer than this are unknown
     context: int = 16  # tokens a window sees of its neighbours
 
@@ -60,7 +61,7 @@ class TagModel(nn.Module):
         vocab: what the tokens and bigrams are numbered by.
         labels: tags in the order of the outputs.
         scheme: of the tags.
-        config: "layers", "dim", "bigram_dim", "bigram_dropout", "dropout", "head", "constraints", "unit", "max_len", "context".
+        config: "layers", "dim", "bigram_dim", "bigram_dropout", "gate_dropout", "dropout", "head", "constraints", "unit", "max_len", "context".
     """
 
     def __init__(self, vocab: CharVocab, labels: Sequence[str], scheme: str, config: dict[str, Any]) -> None:
@@ -69,6 +70,7 @@ class TagModel(nn.Module):
         self.encoder = CharEncoder(
             len(vocab), vocab.num_bigrams, dim=config["dim"], bigram_dim=config["bigram_dim"], dilations=config["dilations"],
             dropout=config["dropout"], bigram_dropout=config["bigram_dropout"],
+            gate_dropout=config["gate_dropout"],
         )  # fmt: skip
         self.output = nn.Linear(config["dim"], len(labels))
         allowed = allowed_transitions(self.labels, scheme) if config["constraints"] else None
@@ -199,6 +201,7 @@ class Task:
             "dilations": family["dilations"],
             "bigram_dim": settings.bigram_dim,
             "bigram_dropout": settings.bigram_dropout,
+            "gate_dropout": settings.gate_dropout,
             "dropout": settings.dropout,
             "head": plan.head or "crf",
             "constraints": plan.constraints,

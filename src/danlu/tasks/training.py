@@ -120,8 +120,8 @@ def halves(examples: Sequence[Any]) -> tuple[list[Any], list[Any]]:
     """A fixed half to select on and a fixed half to judge on, by a hash of the text: the same whatever the order."""
     sides: tuple[list[Any], list[Any]] = ([], [])
     for example in examples:
-        digest = hashlib.sha256(example.text.encode("utf-8", "surrogatepass")).digest()
-        sides[digest[0] & 1].append(example)
+        mark = hashlib.sha256(example.text.encode("utf-8", "surrogatepass")).digest()
+        sides[mark[0] & 1].append(example)
     return sides
 
 

@@ -76,14 +76,15 @@ def run_trial(value: dict[str, Any]) -> dict[str, Any]:
 
 
 def peak_memory_mb() -> float:
-    """Largest resident memory of this process so far."""
+    """Largest resident memory of this process so far, in MiB; what its parent held does not count."""
     try:
-        import resource
-    except ImportError:  # not on Windows
+        with open("/proc/self/status", encoding="ascii") as file:  # ru_maxrss would inherit the parent's peak
+            return next(int(line.split()[1]) for line in file if line.startswith("VmHWM")) / 1024
+    except (OSError, StopIteration):
         import psutil
 
-        return psutil.Process().memory_info().peak_wset / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+        memory = psutil.Process().memory_info()
+        return getattr(memory, "peak_wset", memory.rss) / 2**20
 
 
 def main(arguments: list[str]) -> int:

@@ -57,7 +57,7 @@ def noise(plan: Plan, epsilon: float = 0.5) -> Plan:
     """Control for fgm: the embeddings are moved just as far, in a random direction.
 
     Slot    attack
-    Cost    1.05 x time
+    Cost    1.7 x time
     Tasks   tag classify
     Source  kexue.fm/archives/7466
     """

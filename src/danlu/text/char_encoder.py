@@ -45,6 +45,7 @@ class CharEncoder(nn.Module):
         dilations: one gated convolution for each.
         dropout: share of the features of x that are dropped in training, in [0, 1).
         bigram_dropout: share of the pairs that become unknown in training, in [0, 1).
+        gate_dropout: share of the gates of every layer that are set to 1/2 in training, in [0, 1).
         sparse: the gradient of the pair table is a sparse tensor.
 
     Raises:
@@ -65,6 +66,7 @@ class CharEncoder(nn.Module):
         dilations: Sequence[int] = (1, 2, 4, 1),
         dropout: float = 0.0,
         bigram_dropout: float = 0.0,
+        gate_dropout: float = 0.1,
         sparse: bool = True,
     ) -> None:
         super().__init__()
@@ -91,7 +93,7 @@ class CharEncoder(nn.Module):
             nn.init.normal_(table.weight, std=std)
             nn.init.zeros_(table.weight[PAD])
         self.project = nn.Linear(width, dim)
-        self.dgcnn = DGCNN(dim, dilations=dilations)
+        self.dgcnn = DGCNN(dim, dilations=dilations, gate_dropout=gate_dropout)
 
     def forward(self, ids: Tensor, bigram_ids: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """One vector a position, (B, T, D); zeros where the mask is False.
