@@ -30,7 +30,7 @@ def test_a_batch_holds_like_lengths():
 
 
 def test_batches_name_the_bad_setting():
-    with pytest.raises(ValueError, match="batch_size >= 1 .* got 0 and 50"):
+    with pytest.raises(ValueError, match=r"batch_size >= 1 .* got 0 and 50"):
         bucketed_batches([1], 0, 0, 0)
 
 

@@ -277,14 +277,22 @@ def test_huge_scores_stay_right_in_float32(backend, scale):
 
 
 @LOSS
-def test_a_tag_that_only_pays_later_is_not_lost(backend):
-    """Tag 1 is e^-120 at every step but the last, which nothing else can reach: float32 loses it outside the log."""
-    f = torch.zeros(1, 6, 2)
-    f[0, :5, 1] = -120.0
-    f[0, 5, 0] = -1000.0
-    g = torch.tensor([[0.0, -torch.inf], [-torch.inf, 0.0]])
+@pytest.mark.parametrize("steps", [2, 6])
+@pytest.mark.parametrize("slope", [-40.0, -80.0])
+def test_a_tag_that_only_pays_later_is_not_lost(backend, steps, slope):
+    """Tag 1 starts at e^-120, which float32 loses outside the log, while tag 0 sinks step by step, and none crosses."""
+    f = torch.zeros(2, steps, 2)
+    f[0, 0, 1] = -120.0
+    f[0, 1:, 0] = slope
+    g = torch.tensor([[0.0, -torch.inf], [-torch.inf, 0.0]]).requires_grad_()
     log_z = crf_log_partition(f, g, backend=backend)
-    assert log_z.item() == pytest.approx(-600.0, abs=1e-3)  # 5 * -120 beats -1000
+    best = max(-120.0, slope * (steps - 1))
+    assert log_z.tolist() == pytest.approx([best, math.log(2)], abs=1e-4)
+    p = crf_marginals(f, g, backend=backend)
+    winner = int(best == -120.0)
+    assert p[0, :, winner].tolist() == pytest.approx([1.0] * steps, abs=1e-6)
+    (grad,) = torch.autograd.grad(log_z[0], g)
+    assert grad[winner, winner].item() == pytest.approx(steps - 1, abs=1e-5)
 
 
 @LOSS

@@ -120,7 +120,10 @@ def test_publish_replaces_at_the_end(tmp_path):
 
 def test_two_writers_are_kept_apart_and_a_dead_one_is_forgotten(tmp_path):
     out = tmp_path / "out"
-    hold = "import sys,time; from pathlib import Path; from danlu.tasks.folder import locked\nwith locked(Path(sys.argv[1])):\n print('held', flush=True); time.sleep(60)"
+    hold = (
+        "import sys,time; from pathlib import Path; from danlu.tasks.folder import locked\n"
+        "with locked(Path(sys.argv[1])):\n print('held', flush=True); time.sleep(60)"
+    )
     with subprocess.Popen([sys.executable, "-c", hold, str(out)], stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None and other.stdout.readline() == "held\n"
         with pytest.raises(InputError, match="another run is writing"), f.locked(out):

@@ -39,8 +39,9 @@ def launch(tmp_path, spec, name, processes):
     (tmp_path / "worker.py").write_text(WORKER)
     (tmp_path / "spec.json").write_text(json.dumps(spec.to_json()))
     out, gradients = tmp_path / name, tmp_path / f"{name}.safetensors"
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", str(processes), "--num_machines", "1",
-               "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0", "--num_cpu_threads_per_process", "1"]  # fmt: skip
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", str(processes),
+               "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
+               "--main_process_port", "0", "--num_cpu_threads_per_process", "1"]  # fmt: skip
     ended = subprocess.run(
         [*command, str(tmp_path / "worker.py"), str(tmp_path / "spec.json"), str(out), str(gradients)],
         capture_output=True, text=True, timeout=300, cwd=tmp_path,
@@ -51,7 +52,8 @@ def launch(tmp_path, spec, name, processes):
 
 @pytest.mark.parametrize("tricks", [(), pytest.param(("fgm",), marks=pytest.mark.slow)])
 def test_two_processes_equal_one_at_the_same_global_batch(tag_spec, tmp_path, tricks):
-    still = {"dropout": 0.0, "bigram_dropout": 0.0, "gate_dropout": 0.0, "clip": 0.0, "epochs": 10.0}  # dropout draws differ between processes
+    # dropout draws differ between processes
+    still = {"dropout": 0.0, "bigram_dropout": 0.0, "gate_dropout": 0.0, "clip": 0.0, "epochs": 10.0}
     spec = replace(tag_spec, tricks=tricks, set={**tag_spec.set, **still})
     one, alone = launch(tmp_path, spec, "one", 1)
     two, together = launch(tmp_path, spec, "two", 2)

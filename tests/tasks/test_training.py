@@ -103,7 +103,8 @@ def test_killed_with_sigkill_at_five_random_moments_it_ends_with_the_same_bits(t
     spec = replace(tag_spec, tricks=("ema:0.9",), set={**tag_spec.set, "epochs": 60.0})
     (tmp_path / "spec.json").write_text(json.dumps(spec.to_json()))
     script = (
-        "import json, sys; from pathlib import Path; from danlu.tasks.spec import Spec; from danlu.tasks.training import train_folder\n"
+        "import json, sys; from pathlib import Path\n"
+        "from danlu.tasks.spec import Spec; from danlu.tasks.training import train_folder\n"
         "spec = Spec.from_json(json.loads(Path(sys.argv[1]).read_text()))\n"
         "train_folder(spec, Path(sys.argv[2]), resume=True, on_event=lambda e: print(e['event'], flush=True))"
     )

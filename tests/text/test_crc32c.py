@@ -1,4 +1,4 @@
-"""CRC-32C: published values, a byte by byte loop, the algebra of its fold, sizes around every threshold, both backends."""
+"""CRC-32C: published values, a byte by byte loop, the algebra of its fold, sizes around thresholds, both backends."""
 
 import random
 import sys

@@ -1,7 +1,7 @@
 """The subcommands and their options; each imports what it needs when it is called."""
 
 import sys
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,37 +22,37 @@ data_app = typer.Typer(help="Named data sets: list them, fetch one.", no_args_is
 app.add_typer(data_app, name="data")
 
 
-class Device(str, Enum):
+class Device(StrEnum):
     """Where to compute."""
 
     auto, cpu, cuda, mps = "auto", "cpu", "cuda", "mps"
 
 
-class Precision(str, Enum):
+class Precision(StrEnum):
     """Number format of the matrix products."""
 
     auto, fp32, bf16 = "auto", "fp32", "bf16"
 
 
-class BadRows(str, Enum):
+class BadRows(StrEnum):
     """What to do with a row that cannot be used."""
 
     fail, skip, repair = "fail", "skip", "repair"
 
 
-class EngineName(str, Enum):
+class EngineName(StrEnum):
     """Who runs the trials."""
 
     local, ray = "local", "ray"
 
 
-class Scale(str, Enum):
+class Scale(StrEnum):
     """Size of a recipe's run."""
 
     smoke, full, large = "smoke", "full", "large"
 
 
-class ListWhat(str, Enum):
+class ListWhat(StrEnum):
     """What `danlu list` can list."""
 
     methods, recipes, tricks, tasks, data = "methods", "recipes", "tricks", "tasks", "data"
@@ -175,7 +175,10 @@ def train(
 ) -> None:
     """Train a model on your files; writes a model folder and a report page."""
     from danlu.cli.show import Progress, print_training
+    from danlu.tasks.device import keep_freed_memory
     from danlu.tasks.training import train_folder
+
+    keep_freed_memory()
 
     spec = _spec(task, train, dev, test, model, with_, seed, set_, device, precision, threads, on_bad_rows, format)
     target = out or Path(f"danlu-{task}")
@@ -278,7 +281,8 @@ def ablate(
     target = out or Path(f"danlu-ablate-{task}")
     with Progress() as progress:
         record = run_ablation(
-            spec.to_json(), tricks, seeds, target, jobs=jobs, engine=engine.value, resume=resume, overwrite=overwrite, on_event=progress,
+            spec.to_json(), tricks, seeds, target, jobs=jobs, engine=engine.value, resume=resume, overwrite=overwrite,
+            on_event=progress,
             command_line=command_line(), finish=lambda done, folder: write_report(done, folder) and None,
         )  # fmt: skip
     print_ablation(record, target, as_json=json)
@@ -300,6 +304,9 @@ def demo(
     """The whole story on embedded real text: train a Chinese word segmenter, compare three tricks, show a page."""
     from danlu.cli.show import Progress, print_demo
     from danlu.tasks.demo import run_demo
+    from danlu.tasks.device import keep_freed_memory
+
+    keep_freed_memory()
 
     with Progress() as progress:
         record = run_demo(

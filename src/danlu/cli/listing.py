@@ -90,7 +90,8 @@ def shown(name: str) -> dict[str, str]:
             return {"name": name, "doc": "\n".join(f"{key}: {value}" for key, value in row.items())}
     names = [e.name for what in ("methods", "tricks", "recipes", "tasks") for e in entries(what)]
     raise UnknownNameError(
-        f"nothing is called {name!r}{_near(name, names)}; `danlu list methods|recipes|tricks|tasks|data` shows the names"
+        f"nothing is called {name!r}{_near(name, names)}; "
+        "`danlu list methods|recipes|tricks|tasks|data` shows the names"
     )
 
 

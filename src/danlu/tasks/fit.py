@@ -24,6 +24,7 @@ from danlu.tasks.tricks import Plan
 from danlu.train import fgm_backward, noise_backward, pgd_backward
 
 __all__ = ["Settings", "TrainingSet", "fit"]
+BETAS = (0.9, 0.98)  # of both optimizers: short runs want a short memory of squares
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,8 @@ def fit(
     """Train `model` in place and leave the kept weights in it.
 
     Args:
-        model: maps a batch (and `objective`) to the sum of its losses; may have `attack_weights()` and `sparse_parameters()`.
+        model: maps a batch (and `objective`) to the sum of its losses; may have `attack_weights()` and
+            `sparse_parameters()`.
         training: lengths, collate and weight of the training items.
         settings: numbers of the loop.
         plan: what the switched-on tricks ask for.
@@ -152,7 +154,8 @@ def fit(
             mean = float(accelerator.reduce(loss_sum, "mean")) / loss_steps
             if not math.isfinite(mean):
                 raise WorkError(
-                    f"the loss became {mean} between steps {step + 2 - loss_steps} and {step + 1}; lower the rate with --set lr={settings.lr / 3:.1g}"
+                    f"the loss became {mean} between steps {step + 2 - loss_steps} and {step + 1}; "
+                    f"lower the rate with --set lr={settings.lr / 3:.1g}"
                     " or train in --precision fp32 (results of earlier runs are untouched)"
                 )
             result.seconds = before + time.perf_counter() - started - waited
@@ -217,9 +220,9 @@ def _optimizers(model: nn.Module, settings: Settings, plan: Plan) -> list[torch.
         model, settings.lr, rules=dict(plan.lr_rules), weight_decay=settings.weight_decay, exclude=sparse
     )
     fused = all(p.device.type in ("cpu", "cuda") for p in model.parameters() if id(p) not in taken)
-    optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=settings.lr, fused=fused)]
+    optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=settings.lr, betas=BETAS, fused=fused)]
     if sparse:
-        optimizers.append(torch.optim.SparseAdam(sparse, lr=settings.table_lr))
+        optimizers.append(torch.optim.SparseAdam(sparse, lr=settings.table_lr, betas=BETAS))
     return optimizers
 
 

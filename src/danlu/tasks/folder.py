@@ -85,7 +85,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         ) from None
     except (SafetensorError, ValueError, KeyError) as error:
         raise InputError(
-            f"{path} is truncated or damaged ({error}; {path.stat().st_size:,} bytes); restore it from a copy or train again"
+            f"{path} is truncated or damaged ({error}; {path.stat().st_size:,} bytes); "
+            "restore it from a copy or train again"
         ) from None
 
 

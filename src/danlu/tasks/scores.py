@@ -8,7 +8,7 @@ __all__ = ["Scores"]
 
 @dataclass(frozen=True)
 class Scores:
-    """metrics: name -> number (and by_type); counts: (correct, predicted, gold) of every example, in order; page: details."""
+    """metrics: name -> number (and by_type); counts: (correct, predicted, gold) by example; page: details."""
 
     metrics: dict[str, Any]
     counts: list[tuple[int, int, int]]

@@ -105,13 +105,14 @@ def parse_settings(words: Sequence[str], defaults: Any) -> dict[str, Any]:
         InputError: a word without "=", an unknown name (with the nearest), a value of another type or out of range.
     """
     fields = {f.name: f for f in dataclasses.fields(defaults)}
+    first = next(iter(fields))
     changed: dict[str, Any] = {}
     for word in words:
         name, equals, text = word.partition("=")
         name = name.strip()
         if not equals:
             raise InputError(
-                f"--set takes name=value, got {word!r}; for example --set {next(iter(fields))}={getattr(defaults, next(iter(fields)))}"
+                f"--set takes name=value, got {word!r}; for example --set {first}={getattr(defaults, first)}"
             )
         if name not in fields:
             near = difflib.get_close_matches(name, fields, n=2, cutoff=0.5)

@@ -61,14 +61,15 @@ class TagModel(nn.Module):
         vocab: what the tokens and bigrams are numbered by.
         labels: tags in the order of the outputs.
         scheme: of the tags.
-        config: "layers", "dim", "bigram_dim", "bigram_dropout", "gate_dropout", "dropout", "head", "constraints", "unit", "max_len", "context".
+        config: sizes and dropouts of the encoder, "head", "constraints", "unit", "max_len", "context" (`Task.build`).
     """
 
     def __init__(self, vocab: CharVocab, labels: Sequence[str], scheme: str, config: dict[str, Any]) -> None:
         super().__init__()
         self.vocab, self.labels, self.scheme, self.config = vocab, list(labels), scheme, config
         self.encoder = CharEncoder(
-            len(vocab), vocab.num_bigrams, dim=config["dim"], bigram_dim=config["bigram_dim"], dilations=config["dilations"],
+            len(vocab), vocab.num_bigrams, dim=config["dim"], bigram_dim=config["bigram_dim"],
+            dilations=config["dilations"],
             dropout=config["dropout"], bigram_dropout=config["bigram_dropout"],
             gate_dropout=config["gate_dropout"],
         )  # fmt: skip
@@ -217,12 +218,13 @@ class Task:
     def unusable(self, model: TagModel, examples: Sequence[Tagged]) -> dict[int, str]:
         """Index -> reason for examples with tags that the model has no output for."""
         known = set(model.labels)
+        names = ", ".join(model.labels[:8]) + (" ..." if len(known) > 8 else "")
         found = {}
         for index, example in enumerate(examples):
             strange = sorted(set(example.tags) - known)
             if strange:
                 found[index] = (
-                    f"label {strange[0]!r} does not occur in the training data ({len(known)} labels: {', '.join(model.labels[:8])}{' ...' if len(known) > 8 else ''})"
+                    f"label {strange[0]!r} does not occur in the training data ({len(known)} labels: {names})"
                 )
         return found
 

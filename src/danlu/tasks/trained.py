@@ -131,9 +131,8 @@ def text_lines(path: str) -> Iterator[str]:
         InputError: no such file, a folder, invalid UTF-8 (named with its line).
     """
     try:
-        stream = (
-            sys.stdin.buffer if path == "-" else gzip.open(path, "rb") if path.endswith(".gz") else open(path, "rb")
-        )
+        opened = gzip.open if path.endswith(".gz") else open
+        stream = sys.stdin.buffer if path == "-" else opened(path, "rb")
     except FileNotFoundError:
         raise InputError(f"no file {path}; give texts, a file, or - for standard input") from None
     except IsADirectoryError:
@@ -141,11 +140,12 @@ def text_lines(path: str) -> Iterator[str]:
     with stream:
         number = 0
         try:
-            for number, raw in enumerate(stream, 1):
-                yield raw.decode("utf-8").removeprefix("\ufeff" if number == 1 else "").rstrip("\r\n")
+            for number, raw in enumerate(stream):
+                yield raw.decode("utf-8").removeprefix("\ufeff" if number == 0 else "").rstrip("\r\n")
         except UnicodeDecodeError as error:
             raise InputError(
-                f"{path} line {number}: not UTF-8 (byte {error.object[error.start]:#04x} at column {error.start + 1}); convert it, for example with iconv -f gb18030 -t utf-8"
+                f"{path} line {number + 1}: not UTF-8 (byte {error.object[error.start]:#04x}); "
+                "convert it, for example with iconv -f gb18030 -t utf-8"
             ) from None
         except (gzip.BadGzipFile, EOFError) as error:
             raise InputError(f"{path} after line {number}: damaged gzip ({error}); fetch or pack it again") from None

@@ -187,7 +187,8 @@ def drop_unusable(task: Any, model: Any, part: Part, on_bad_rows: str) -> None:
     first = min(bad)
     if on_bad_rows == "fail":
         raise InputError(
-            f"{part.name} line {part.examples[first].line}: {bad[first]} ({len(bad)} such rows); add training examples, or --on-bad-rows skip"
+            f"{part.name} line {part.examples[first].line}: {bad[first]} ({len(bad)} such rows); "
+            "add training examples, or --on-bad-rows skip"
         )
     part.skipped += [
         {"file": part.name, "line": part.examples[i].line, "field": "label", "reason": why}
@@ -252,7 +253,7 @@ def train_folder(
             earlier = read_json(unfinished)
             changed = [key for key, value in identity.items() if earlier.get(key) != value]
             if changed == ["contents"]:
-                raise InputError(f"a data file changed since {work} was begun; restore it, or start again with --overwrite")
+                raise InputError(f"a data file changed since {work} was begun; restore it, or give --overwrite")
             if changed:
                 names = ", ".join(changed)
                 raise InputError(f"{work} was begun with other options ({names}); give the same ones, or --overwrite")

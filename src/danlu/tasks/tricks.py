@@ -170,7 +170,8 @@ def parse(text: str, task: str | None = None) -> Trick:
             arguments.append(kind(value))
         except ValueError:
             raise InputError(
-                f"trick {name} takes a number ({parameters[0].name}), got {value!r}; write for example --with {name}:{parameters[0].default}"
+                f"trick {name} takes a number ({parameters[0].name}), got {value!r}; "
+                f"write for example --with {name}:{parameters[0].default}"
             ) from None
         if isinstance(arguments[0], float) and not math.isfinite(arguments[0]):
             raise InputError(f"trick {name} takes a finite number ({parameters[0].name}), got {value!r}")

@@ -10,6 +10,7 @@ Shapes: lists of T tokens; no tensors.
 
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from danlu.data.errors import InputError
 from danlu.text.tokenizer import PairEncoder, Spans
@@ -49,7 +50,7 @@ class SpTokenizer(PairEncoder):
             content = Path(path).read_bytes()
         except OSError as error:
             raise InputError(f"{path}: cannot be read: {error.strerror or error}; name a SentencePiece model") from None
-        self.model = SentencePieceProcessor()
+        self.model: Any = SentencePieceProcessor()
         try:
             if not content:
                 raise RuntimeError("empty")

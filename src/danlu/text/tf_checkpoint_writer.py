@@ -129,7 +129,8 @@ def _content(name: str, value: Any) -> tuple[int, tuple[int, ...], memoryview | 
     else:
         array = np.asarray(value)
         if array.dtype.kind in "OSU":
-            return _strings(name, array)
+            given = isinstance(value, np.ndarray | np.generic)
+            return _strings(name, array if given else np.array(value, object))  # numpy's own strings lose zeros behind
         kind = array.dtype.name
         if kind not in _CODES:
             raise TypeError(f"{name!r}: numpy type {array.dtype} has no counterpart in TensorFlow; try float32")
