@@ -175,7 +175,7 @@ def test_engines_agree_with_autograd(backend, size, dtype):
 
 @pytest.mark.skipif(not HAS_NUMBA, reason="needs numba")
 def test_the_result_does_not_depend_on_the_number_of_threads():
-    f, g, s, e, y = chain(batch=37, steps=40, size=9, dtype=torch.float32)
+    f, g, s, e, y = chain(batch=37, steps=100, size=21, dtype=torch.float32)
     threads = torch.get_num_threads()
     results = []
     try:
@@ -692,7 +692,7 @@ def test_the_switch_and_its_absence(monkeypatch):
 def _in_a_child(queue):
     torch.set_num_threads(1)  # torch's own threads do not survive a fork, as its data loader knows
     left = len(importlib.import_module("danlu.nn._crf_kernel")._pool)
-    f, g, s, e, y = chain(batch=37, steps=40, size=9, dtype=torch.float32)
+    f, g, s, e, y = chain(batch=37, steps=100, size=21, dtype=torch.float32)
     queue.put((left, crf_nll(f, y, g, s, e).item()))
 
 
@@ -702,7 +702,7 @@ def test_a_forked_child_can_use_the_kernel_after_the_parent_did():
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        f, g, s, e, y = chain(batch=37, steps=40, size=9, dtype=torch.float32)
+        f, g, s, e, y = chain(batch=37, steps=100, size=21, dtype=torch.float32)
         expected = crf_nll(f, y, g, s, e).item()
         context = multiprocessing.get_context("fork")
         queue = context.SimpleQueue()

@@ -105,12 +105,21 @@ def index_of(entries, shards=1, header=None, blocks=None, kind=0) -> bytes:
     out, places = b"", []
     for content in blocks if blocks is not None else [block([head, *sorted(entries)])]:
         places.append((b"\xff" * (len(places) + 1), number(len(out)) + number(len(content))))
-        out += content + bytes([kind]) + struct.pack("<I", crc(content + bytes([kind])))
-    last = []
-    for content in (block([]), block(places)):
-        last.append(number(len(out)) + number(len(content)))
-        out += content + b"\0" + struct.pack("<I", crc(content + b"\0"))
-    return out + b"".join(last).ljust(40, b"\0") + bytes.fromhex("57fb808b247547db")
+        out += sealed(content, kind)
+    return finished(out, block(places))
+
+
+def sealed(content: bytes, kind: int = 0) -> bytes:
+    return content + bytes([kind]) + struct.pack("<I", crc(content + bytes([kind])))
+
+
+def finished(out: bytes, places: bytes) -> bytes:
+    """Data blocks and the block of their places as a table."""
+    last = b""
+    for content in (block([]), places):
+        last += number(len(out)) + number(len(content))
+        out += sealed(content)
+    return out + last.ljust(40, b"\0") + bytes.fromhex("57fb808b247547db")
 
 
 def put(folder: Path, entries, *data: bytes, **keywords) -> Path:
@@ -469,6 +478,7 @@ def test_tables_that_are_refused(keywords, message, tmp_path):
     ("value", "message"),
     [
         (entry(1, (2,), bytes(4)), r"4 bytes do not hold float32 of shape \(2,\)"),
+        (entry(1, (2,), bytes(12)), r"12 bytes do not hold float32 of shape \(2,\)"),
         (entry(21, (1,), bytes(4)), "type variant is not read; read are float32"),
         (entry(99, (1,), bytes(4)), "type 99 is not read"),
         (entry(1, (1,), bytes(4), shard=1), "beyond the 1 that the header announces"),
@@ -519,40 +529,48 @@ def peak_of(action) -> int:
         tracemalloc.stop()
 
 
-def test_small_files_cannot_ask_for_much(tmp_path):
-    """Bombs: names that share megabytes, blocks listed again and again, endless entries, slices of one region."""
+def test_names_that_share_megabytes(tmp_path):
+    """200 MB of names in 60 kB: their sum is bounded before they are made, also that of the blocks' names."""
     long = b"k" * 100_000
-    shared = [(long + struct.pack(">I", i), b"") for i in range(2_000)]
-    (tmp_path / "names").mkdir()
-    path = put(tmp_path / "names", [], bytes(4), blocks=[block([HEAD]), block(shared, len(long))])
-    assert peak_of(lambda: refusal(path)) < 32 << 20
+    shared = [(long + b"%04d" % i, OK[1]) for i in range(2_000)]
+    path = put(tmp_path, [], bytes(4), blocks=[block([HEAD]), block(shared, len(long))])
+    message = []
+    assert peak_of(lambda: message.append(refusal(path))) < 32 << 20
+    out = sealed(block([HEAD])) + sealed(block([])) * 1_999
+    assert len(block([HEAD])) == 17
+    places = [
+        (key, number(22 + 13 * (i - 1) if i else 0) + number(8 if i else 17)) for i, (key, _) in enumerate(shared)
+    ]
+    (tmp_path / "m.index").write_bytes(finished(out, block(places, len(long))))
+    assert peak_of(lambda: message.append(refusal(path))) < 32 << 20
+    assert all("names of more than 8 MiB" in text for text in message)
 
+
+def test_endless_entries(tmp_path):
     one = entry(1, (), bytes(4))
     many = [(f"{i:06d}".encode(), one) for i in range(51_000)]
-    (tmp_path / "many").mkdir()
-    path = put(tmp_path / "many", [], bytes(4), blocks=[block([HEAD, *many])])
+    path = put(tmp_path, [], bytes(4), blocks=[block([HEAD, *many])])
     size = Path(f"{path}.index").stat().st_size
     message = []
     assert peak_of(lambda: message.append(refusal(path))) < (64 << 20) + 2 * size
     assert "more than 50000 names" in message[0]
 
-    good = block([HEAD, OK])
-    places = [(struct.pack(">I", i + 1), number(0) + number(len(good))) for i in range(1_000)]
-    table_bytes = index_of([], blocks=[good])
-    again = block(places)
-    out = good + b"\0" + struct.pack("<I", crc(good + b"\0"))
-    handles = b""
-    for content in (block([]), again):
-        handles += number(len(out)) + number(len(content))
-        out += content + b"\0" + struct.pack("<I", crc(content + b"\0"))
-    (tmp_path / "m.index").write_bytes(out + handles.ljust(40, b"\0") + table_bytes[-8:])
-    assert "does not lie behind the one before it" in refusal(tmp_path / "m")
 
+def test_a_block_listed_again_and_again(tmp_path):
+    good = block([HEAD, OK])
+    places = block([(b"%04d" % i, number(0) + number(len(good))) for i in range(1_000)])
+    (tmp_path / "m.index").write_bytes(finished(sealed(good), places))
+    assert "block at byte 0 does not lie behind the one before it" in refusal(tmp_path / "m")
+
+
+def test_slices_that_repeat_a_region(tmp_path):
     cuts = [[(i, 1)] for i in range(3_000)]
     parts = [(slice_key("w", cut), entry(1, (1,), bytes(4))) for cut in cuts]
-    (tmp_path / "slices").mkdir()
-    path = put(tmp_path / "slices", [*parts, (b"w", entry(1, (3_000,), slices=cuts))], bytes(4))
+    path = put(tmp_path, [*parts, (b"w", entry(1, (3_000,), slices=cuts))], bytes(4))
     assert "share bytes" in refusal(path)
+    cuts = [[(0, 1)]] * 5_000
+    path = put(tmp_path, [(b"w", entry(1, (5_000,), slices=cuts))], bytes(4))
+    assert "cut into 5000 slices, more than 4096" in refusal(path, "w")
 
 
 def test_huge_lengths_allocate_nothing(tmp_path):

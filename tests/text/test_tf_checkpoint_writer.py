@@ -1,4 +1,4 @@
-"""Writing TensorFlow checkpoints: TensorFlow's own bytes, everything read back, blocks of the index, crashes, messages."""
+"""Writing TensorFlow checkpoints: TensorFlow's own bytes, everything read back, index blocks, crashes, messages."""
 
 import base64
 import json
@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from danlu.data.errors import InputError
 from danlu.text import open_checkpoint, save_checkpoint
+from danlu.text._tf_table import write_table
 
 FROZEN = json.loads((Path(__file__).parents[1] / "oracles" / "tf_checkpoints.json").read_text())
 DTYPES = [
@@ -83,6 +84,13 @@ def test_everything_is_read_back(tmp_path_factory, names, shards, rng):
     back = read(folder)
     assert list(back) == sorted(tensors, key=str.encode)
     assert all(same(tensor, back[name]) for name, tensor in tensors.items())
+    with open_checkpoint(folder) as checkpoint:
+        for name, tensor in tensors.items():
+            array, small = checkpoint[name], checkpoint.dtype(name) in ("bfloat16", "float8_e5m2", "float8_e4m3fn")
+            assert isinstance(array, np.ndarray)
+            assert np.array_equal(
+                array, (tensor.float() if small else tensor).numpy(), equal_nan=array.dtype.kind in "fc"
+            )
     expected = {"m.index", *(f"m.data-{i:05d}-of-{shards:05d}" for i in range(shards))}
     assert set(files(folder)) == expected
 
@@ -192,7 +200,20 @@ def test_a_large_index_has_several_blocks(tmp_path):
         assert restarts == -(-len(inside) // 16)
         assert inside[-1] <= key
         assert i + 1 == len(found) or key < found[i + 1][1][0]
-    assert all(int(back) == i for i, back in enumerate(read(tmp_path)[name] for name in sorted(names)))
+    back = read(tmp_path)
+    assert all(int(back[name]) == i for i, name in enumerate(sorted(names)))
+
+
+def test_keys_between_blocks_are_short():
+    """LevelDB's rule: cut behind the first byte that differs, raised by one where this stays below the next key."""
+    keys = [b"a", b"b", b"b1", b"b3", b"ba", b"bazz", b"bb\xff\xff", b"bd", b"e\xff", b"f", b"f\xff\1", b"g", b"xyz"]
+    found = blocks(write_table([(key, bytes(262_144)) for key in keys]))
+    assert [inside for _, inside, _ in found] == [[key] for key in keys]
+    between = [key for key, _, _ in found]
+    assert between == [*(b"a", b"b", b"b2", b"b4", b"ba", b"bazz", b"bc", b"c", b"e\xff", b"f", b"f\xff\1", b"h", b"y")]
+    assert blocks(write_table([(b"\xff\xff", b"")]))[0][0] == b"\xff\xff"
+    with pytest.raises(ValueError, match="keys must rise"):
+        write_table([(b"b", b""), (b"b", b"")])
 
 
 @pytest.mark.parametrize("shards", [1, 3, 5])
@@ -228,7 +249,7 @@ def test_an_old_checkpoint_is_replaced_only_when_asked(tmp_path):
 
 def test_data_without_an_index_is_not_written_over(tmp_path):
     (tmp_path / "m.data-00000-of-00001").write_bytes(b"half a download")
-    with pytest.raises(InputError, match="m.data-00000-of-00001 exists"):
+    with pytest.raises(InputError, match=r"m\.data-00000-of-00001 exists"):
         save_checkpoint(tmp_path / "m", {})
 
 

@@ -119,7 +119,7 @@ if hasattr(os, "register_at_fork"):
 def _split(kernel: "_Kernel", batch: int, work: int, args: tuple[Any, ...]) -> None:
     """Deal the shares of a batch to as many threads as torch may use; small work stays on this one."""
     shares = _shares(batch)
-    threads = min(torch.get_num_threads(), shares, 1 + work // 100_000)
+    threads = min(torch.get_num_threads(), shares, 1 + work // 500_000)
     if threads == 1:
         kernel(0, shares, shares, *args)
         return

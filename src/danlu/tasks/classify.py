@@ -35,7 +35,6 @@ __all__ = ["ClassifyModel", "ClassifySettings", "Task"]
 class ClassifySettings(Settings):
     """Defaults of task classify."""
 
-    epochs: float = 6.0
     batch_size: int = 32
     lr: float = 1e-3
     table_lr: float = 1e-3

@@ -31,7 +31,7 @@ BETAS = (0.9, 0.98)  # of both optimizers: short runs want a short memory of squ
 class Settings:
     """Numbers of the loop; `--set name=value` changes one. Each task has its own defaults."""
 
-    epochs: float = 5.0  # passes over the training data; 0.5 is half a pass
+    epochs: float = 0.0  # passes over the training data, 0.5 is half a pass; 0: 2,000 steps, within 2 to 30 passes
     batch_size: int = 64  # sequences a step, over all processes
     lr: float = 2e-3  # peak rate of AdamW
     table_lr: float = 2e-3  # peak rate of SparseAdam, which moves the rows of big tables that a batch touched
@@ -99,7 +99,8 @@ def fit(
     torch.manual_seed(seed + 7919 * accelerator.process_index)
     model.to(accelerator.device)
     batches_an_epoch = len(bucketed_batches(training.lengths, settings.batch_size, seed, 0))
-    total = max(1, math.ceil(settings.epochs * batches_an_epoch))
+    epochs = settings.epochs or min(max(2_000 / batches_an_epoch, 2.0), 30.0)
+    total = max(1, math.ceil(epochs * batches_an_epoch))
     optimizers = _optimizers(model, settings, plan)
     rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
     schedule = piecewise_linear({0: 0.0, max(1, round(settings.warmup * total)): 1.0, total + 1: 0.0})

@@ -70,7 +70,7 @@ class Spec:
 
 
 LIMITS: dict[str, tuple[float, float]] = {  # smallest and largest sensible value
-    "epochs": (1e-6, 1e6),
+    "epochs": (0, 1e6),
     "batch_size": (1, 1e6),
     "lr": (1e-12, 1e3),
     "table_lr": (1e-12, 1e3),

@@ -19,8 +19,15 @@ from typing import NamedTuple
 from danlu.text._tf_table import Damage, Reader, varint
 
 __all__ = [
-    *("DTYPES", "Entry", "Header", "decode_entry", "decode_header", "decode_slices", "encode_entry", "full_names"),
-    *("slice_key",),
+    "DTYPES",
+    "Entry",
+    "Header",
+    "decode_entry",
+    "decode_header",
+    "decode_slices",
+    "encode_entry",
+    "full_names",
+    "slice_key",
 ]
 
 DTYPES = {  # code: (name, bytes an element, numpy type that holds the bits)

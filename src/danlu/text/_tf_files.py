@@ -24,6 +24,7 @@ _LFS = b"version https://git-lfs"
 
 
 def beside(prefix: Path, ending: str) -> Path:
+    """The file of a checkpoint with this ending; the dots of a prefix are no endings."""
     return prefix.with_name(prefix.name + ending)
 
 
@@ -48,6 +49,7 @@ def mapped(path: Path) -> NDArray[np.uint8]:
 
 
 def cure(path: Path) -> str:
+    """The end of a message about damage."""
     return f"get {path.name} again from where it came, it was cut off or changed on the way"
 
 

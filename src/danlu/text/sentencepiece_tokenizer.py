@@ -19,7 +19,7 @@ __all__ = ["SpTokenizer"]
 
 
 class SpTokenizer(PairEncoder):
-    """Tokenizer of a SentencePiece model; the name is bert4keras'.
+    r"""Tokenizer of a SentencePiece model; the name is bert4keras'.
 
     Args:
         path: the model file, such as spiece.model.

@@ -86,7 +86,8 @@ class TFCheckpoint:
     """Variables of a TensorFlow checkpoint by name; `open_checkpoint` explains path and verify.
 
     `checkpoint[name]` is a numpy array that cannot be written to, `tensor(name)` a torch tensor of one's own. Both
-    stay valid when the checkpoint is closed. Iteration goes over the names in the order of their bytes.
+    stay valid when the checkpoint is closed. Iteration goes over the names in the order of their bytes. As with every
+    mapped file, nobody may shorten the data files while they are in use; replacing them is safe.
     """
 
     def __init__(self, path: str | Path, verify: bool = True) -> None:
@@ -202,7 +203,7 @@ class TFCheckpoint:
             array <<= 16
             array = array.view(np.float32)
         elif kind.startswith("float8"):
-            array = _float8(kind)[array].reshape(array.shape)
+            array = np.asarray(_float8(kind)[array])  # of no axes it would be a number
         array.flags.writeable = False
         return array
 

@@ -1,7 +1,7 @@
 r"""Writing TensorFlow checkpoints (V2 format) without TensorFlow, byte for byte as TensorFlow writes them.
 
     place of variable k = sum of the sizes of those before it in its shard, names in the order of their bytes    (1)
-    shard of variable k = floor(shards * bytes before k / bytes of all)                                          (2)
+    shard of variable k = floor(shards * bytes before k / bytes of all), at most shards - 1                      (2)
 
 Everything is written and synced under temporary names in the target's folder, then renamed, the data before the
 .index, without which there is no checkpoint: a crash leaves the old one, or none, never a mixture that looks whole.
@@ -77,7 +77,7 @@ def _write(
     """The files of a checkpoint in an empty folder; their names, the index last."""
     sizes = [_size(tensors[name]) for _, name in keys]
     before = np.cumsum([0, *sizes])
-    owner = (before[:-1] * shards // max(1, int(before[-1]))).tolist()  # eq. (2)
+    owner = (before[:-1] * shards // max(1, int(before[-1]))).clip(max=shards - 1).tolist()  # eq. (2)
     entries = [(b"", b"\x08" + varint(shards) + b"\x1a\x02\x08\x01")]  # the header: shards, version 1
     names = [f"{stem}.data-{shard:05d}-of-{shards:05d}" for shard in range(shards)]
     done = 0

@@ -13,14 +13,14 @@ syllable has up to three letters in NFD) tokens may share it. Special tokens hav
 
 What makes it quick: the class of each code point is found once and kept. A text of nothing but characters that are
 words by themselves, most Chinese sentences, is one table look-up a character; of other texts the runs between such
-characters are looked up in a store of words seen. Both rest on (2), which fails for the capital sigma alone (its small
-letter depends on its neighbours) and where one character gives several words; such texts take the plain path.
+characters are looked up in a store of words seen. Both rest on (2), which fails for the capital sigma alone: its small
+letter depends on its neighbours across marks. A text that holds one takes the plain path.
 
     normalise(text) = join of normalise(word) over its words                         (2)
 
 The Rust library is for interchange: `to_rust` and `save` give a tokenizer.json that HuggingFace opens. It agrees on
-everyday text; it differs on final sigmas, on unassigned code points (which it drops) and on special tokens in the
-text (which it keeps whole; `keep_whole` does that here).
+everyday text; it differs on final sigmas, on private and unassigned code points (which it drops) and on special tokens
+in the text (which it keeps whole; `keep_whole` does that here).
 
 bert4keras loses its way after "\u0130" (lower() makes two characters of it): its positions count in text.lower().
 `rematch(..., compat="bert4keras")` returns those; the default returns positions in the text. Where it raises, a token
@@ -522,16 +522,21 @@ class Tokenizer(PairEncoder):
         Raises:
             InputError: a file is missing or is not in its format.
         """
-        path, config = Path(folder, "tokenizer_config.json"), {}
+        path = Path(folder, "tokenizer_config.json")
+        options: dict[str, Any] = {}
         if path.exists():
             try:
                 config = json.loads(path.read_text(encoding="utf-8"))
-                kept = {name: config[name] for name in ("do_lower_case", "word_maxlen", "keep_whole") if name in config}
-                names = {"token_start": config.get("cls_token", "[CLS]"), "token_end": config.get("sep_token", "[SEP]")}
-            except (ValueError, TypeError, AttributeError) as error:
+                options = {n: config[n] for n in ("do_lower_case", "word_maxlen", "keep_whole") if n in config}
+                for option, name, default in (
+                    ("token_start", "cls_token", "[CLS]"),
+                    ("token_end", "sep_token", "[SEP]"),
+                ):
+                    token = config.get(name, default)
+                    options[option] = token["content"] if isinstance(token, dict) else token
+            except (ValueError, TypeError, KeyError, AttributeError) as error:
                 raise InputError(f"{path}: not the settings of a tokenizer: {error}") from None
-            return cls(Path(folder, "vocab.txt"), **kept, **names)
-        return cls(Path(folder, "vocab.txt"))
+        return cls(Path(folder, "vocab.txt"), **options)
 
     def __getstate__(self) -> dict[str, Any]:
         lost = ("_classes", "_words", "_unit", "_whole")
@@ -566,7 +571,7 @@ class Tokenizer(PairEncoder):
             return self._translated_id(kinds[0][0])
         if all(kind == "part" for _, kind in kinds):  # also characters of which nothing is left
             return _PART
-        return _BLANK if all(kind == "blank" for _, kind in kinds) else _HARD
+        return _BLANK if all(kind == "blank" for _, kind in kinds) else _HARD  # mixed: none up to Unicode 14
 
     def _translated_id(self, token: str) -> int:
         return self.token_to_id(self.token_translate.get(token) or token)

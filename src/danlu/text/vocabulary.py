@@ -21,7 +21,7 @@ import unicodedata
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal, overload
+from typing import TYPE_CHECKING, Literal, overload
 
 from danlu.data.errors import InputError
 from danlu.data.rows import Ledger, read_lines
@@ -34,16 +34,17 @@ _CJK = (  # ideographs alone; kana, hangul and bopomofo are letters to BERT
 )
 
 
-@overload
-def load_vocab(
-    path: str | Path, simplified: Literal[False] = False, startswith: Sequence[str] = ...
-) -> dict[str, int]: ...
+if TYPE_CHECKING:  # only type checkers need them apart
 
+    @overload
+    def load_vocab(
+        path: str | Path, simplified: Literal[False] = False, startswith: Sequence[str] = ...
+    ) -> dict[str, int]: ...
 
-@overload
-def load_vocab(
-    path: str | Path, simplified: Literal[True], startswith: Sequence[str] = ...
-) -> tuple[dict[str, int], list[int]]: ...
+    @overload
+    def load_vocab(
+        path: str | Path, simplified: Literal[True], startswith: Sequence[str] = ...
+    ) -> tuple[dict[str, int], list[int]]: ...
 
 
 def load_vocab(
