@@ -199,7 +199,8 @@ def test_the_example_of_the_format(tmp_path):
 def test_names_of_the_model_only(tmp_path):
     model = ["bert/pooler/dense/kernel", "a/adam_mlp/kernel", "Adam/kernel", "global_stepper", "e/slot_vector"]
     other = ["bert/pooler/dense/kernel/adam_m", "bert/pooler/dense/kernel/adam_v", "global_step", "w/Adam", "w/Adam_1"]
-    other += ["beta1_power", "enc/kernel_slot_vr", "enc/kernel_slot_v", "save_counter/.ATTRIBUTES/VARIABLE_VALUE"]
+    other += ["loss_scale", "x/current_loss_scale", "good_steps", "beta1_power"]
+    other += ["enc/kernel_slot_vr", "enc/kernel_slot_v", "save_counter/.ATTRIBUTES/VARIABLE_VALUE"]
     other += ["w/.OPTIMIZER_SLOT/optimizer/m/.ATTRIBUTES/VARIABLE_VALUE", "optimizer/iter/.ATTRIBUTES/VARIABLE_VALUE"]
     save_checkpoint(tmp_path / "m", {name: torch.zeros(1) for name in model + other})
     checkpoint = open_checkpoint(tmp_path / "m")
@@ -367,6 +368,21 @@ def test_ordered_numbers_of_slice_keys():
     assert len(slice_key("w", [(2**62, 1)])) == len(slice_key("w", [(0, 1)])) + 9  # from 62 bits on: ten bytes
     assert slice_key("part", [(3, 2), (0, 2)]).hex() == "0070617274000101" + "02" + "83828082"
     assert slice_key("a\0b", []).hex() == "006100ff62" + "000100"
+
+
+@pytest.mark.parametrize(
+    ("name", "extents", "key"),
+    [
+        ("emb", [(63, 1), (0, 3)], "00656d6200010102bf818083"),
+        ("emb", [(64, 1), (0, 3)], "00656d6200010102c040818083"),
+        ("emb", [(65, 8127), (0, 3)], "00656d6200010102c041dfbf8083"),
+        ("emb", [(8192, 11808), (0, 3)], "00656d6200010102e02000e02e208083"),
+        ("h", [(0, -1), (2, 1)], "006800010102807f8281"),
+    ],
+)
+def test_keys_of_slices_that_tensorflow_wrote(name, extents, key):
+    """From the index that TensorFlow 2.15.1 wrote for a table of (20000, 3) by rows and one of (100, 3) by columns."""
+    assert slice_key(name, extents).hex() == key
 
 
 def sliced(folder, shape, cuts, code=1, kind="<f4", change=None, extents=None):
