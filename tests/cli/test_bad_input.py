@@ -303,7 +303,8 @@ def test_a_folder_one_may_not_write_to(folder):
     become = f"from danlu.cli import main; assert main({first!r}) == 0; os.setgid(65534); os.setuid(65534)"
     ended = danlu(*arguments, "--out", "closed/out", cwd=folder, before=become)
     assert ended.returncode == 2, ended.stderr
-    assert "permission denied" in ended.stderr.splitlines()[-1].lower() and "Traceback" not in ended.stderr, ended.stderr
+    assert "permission denied" in ended.stderr.splitlines()[-1].lower(), ended.stderr
+    assert "Traceback" not in ended.stderr
 
 
 def test_two_runs_into_one_folder(folder, capsys):

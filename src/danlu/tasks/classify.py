@@ -12,13 +12,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from danlu.data import Labelled, read_labelled
-from danlu.data.batching import Window, windows
 from danlu.data.errors import InputError
 from danlu.losses import soft_accuracy_loss, soft_f1_loss
 from danlu.math.metrics import calibration_bins, class_report, confusion_matrix, expected_calibration_error
@@ -26,6 +24,7 @@ from danlu.nn import AttentionPool1d
 from danlu.tasks.fit import Settings
 from danlu.tasks.scores import Scores
 from danlu.tasks.tricks import Plan
+from danlu.tasks.windowed import Windowed
 from danlu.text import CharEncoder, CharVocab
 
 __all__ = ["ClassifyModel", "ClassifySettings", "Task"]
@@ -95,43 +94,6 @@ class ClassifyModel(nn.Module):
         return F.cross_entropy(logits, target, reduction="sum")
 
 
-class Windowed:
-    """Texts as numbered characters, cut into windows."""
-
-    def __init__(self, model: ClassifyModel, texts: Sequence[str], labels: Sequence[str] | None) -> None:
-        sequences = [split_text(text) for text in texts]
-        self.sizes = [len(s) for s in sequences]
-        self.tokens, self.bigrams = (
-            torch.cat([*rows, torch.zeros(0, dtype=torch.int64)]).numpy() for rows in model.vocab.encode(sequences)
-        )
-        self.offsets = np.concatenate([[0], np.cumsum(self.sizes)]).astype(np.int64)
-        number = {label: i for i, label in enumerate(model.labels)}
-        self.labels = None if labels is None else np.array([number[label] for label in labels], np.int64)
-        self.windows: list[Window] = windows(self.sizes, model.config["max_len"])
-        self.lengths = [len(w) for w in self.windows]
-
-    def weight(self, indices: Sequence[int]) -> float:
-        """Number of windows."""
-        return float(len(indices))
-
-    def collate(self, indices: Sequence[int]) -> dict[str, Tensor]:
-        """Padded batch of windows."""
-        chosen = [self.windows[i] for i in indices]
-        begin = np.array([self.offsets[w.index] + w.start for w in chosen])[:, None]
-        length = np.array([len(w) for w in chosen])[:, None]
-        step = np.arange(length.max())[None]
-        mask = step < length
-        place = np.where(mask, begin + step, 0)
-        batch = {
-            "tokens": np.where(mask, self.tokens[place], 0),
-            "bigrams": np.where(mask, self.bigrams[place], 0),
-            "mask": mask,
-        }
-        if self.labels is not None:
-            batch["label"] = self.labels[[w.index for w in chosen]]
-        return {name: torch.from_numpy(value) for name, value in batch.items()}
-
-
 class Task:
     """classify: see the module."""
 
@@ -183,12 +145,14 @@ class Task:
 
     def training_set(self, model: ClassifyModel, examples: Sequence[Labelled]) -> Windowed:
         """Windows of the training texts."""
-        return Windowed(model, [e.text for e in examples], [e.label for e in examples])
+        number = {label: i for i, label in enumerate(model.labels)}
+        sequences, labels = [split_text(e.text) for e in examples], [number[e.label] for e in examples]
+        return Windowed(model.vocab, sequences, model.config["max_len"], labels=labels)
 
     @torch.no_grad()
     def probabilities(self, model: ClassifyModel, texts: Sequence[str]) -> Tensor:
         """(N, K) of every text; one without a character gets equal shares."""
-        data = Windowed(model, texts, None)
+        data = Windowed(model.vocab, [split_text(text) for text in texts], model.config["max_len"])
         device = next(model.parameters()).device
         out = torch.zeros(len(texts), len(model.labels))
         order = sorted(range(len(data.windows)), key=lambda i: data.lengths[i])

@@ -70,9 +70,9 @@ def inference(device: str, precision: str) -> Iterator[None]:
 
 
 def keep_freed_memory() -> None:
-    """Let this process keep what it frees: else glibc returns the large tensors of a step to the system every time.
+    """Let this process keep what it frees: else glibc gives the tensors of a step back every time.
 
-    A third of the time of a convolution on the CPU. For processes that only train; elsewhere than glibc it does nothing.
+    A third of the time of a convolution on the CPU. For processes that only train; without glibc it does nothing.
     """
     if sys.platform != "linux":
         return

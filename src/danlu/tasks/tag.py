@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from danlu.data.batching import Window, windows
 from danlu.data.errors import InputError
 from danlu.data.readers import read_tagged
 from danlu.data.tagged import Tagged
@@ -34,6 +33,7 @@ from danlu.nn.softmax_head import SoftmaxHead
 from danlu.tasks.fit import Settings
 from danlu.tasks.scores import Scores
 from danlu.tasks.tricks import Plan
+from danlu.tasks.windowed import Windowed
 from danlu.text import CharEncoder, CharVocab
 
 __all__ = ["TagModel", "TagSettings", "Task"]
@@ -102,47 +102,6 @@ class TagModel(nn.Module):
     def forward(self, batch: dict[str, Tensor], objective: str | None = None) -> Tensor:
         """Sum over sequences of the negative log-likelihood."""
         return self.head(self.emissions(batch), batch["tags"], batch["mask"], reduction="sum")
-
-
-class Windowed:
-    """Examples as numbered tokens, cut into windows, for training and for prediction."""
-
-    def __init__(
-        self, model: TagModel, sequences: Sequence[Sequence[str]], tags: Sequence[Sequence[str]] | None, context: int
-    ) -> None:
-        max_len = model.config["max_len"]
-        self.sizes = [len(s) for s in sequences]
-        self.tokens, self.bigrams = (_flat(rows) for rows in model.vocab.encode(sequences))
-        self.offsets = np.concatenate([[0], np.cumsum(self.sizes)]).astype(np.int64)
-        number = {label: i for i, label in enumerate(model.labels)}
-        self.tags = (
-            None
-            if tags is None
-            else np.fromiter((number[t] for row in tags for t in row), np.int64, int(self.offsets[-1]))
-        )
-        self.windows: list[Window] = windows(self.sizes, max_len, min(context, (max_len - 1) // 2))
-        self.lengths = [len(w) for w in self.windows]
-
-    def weight(self, indices: Sequence[int]) -> float:
-        """Tokens of the windows."""
-        return float(sum(self.lengths[i] for i in indices))
-
-    def collate(self, indices: Sequence[int]) -> dict[str, Tensor]:
-        """Padded batch of windows."""
-        chosen = [self.windows[i] for i in indices]
-        begin = np.array([self.offsets[w.index] + w.start for w in chosen])[:, None]
-        length = np.array([len(w) for w in chosen])[:, None]
-        step = np.arange(length.max())[None]
-        mask = step < length
-        place = np.where(mask, begin + step, 0)
-        batch = {
-            "tokens": np.where(mask, self.tokens[place], 0),
-            "bigrams": np.where(mask, self.bigrams[place], 0),
-            "mask": mask,
-        }
-        if self.tags is not None:
-            batch["tags"] = np.where(mask, self.tags[place], -100)
-        return {name: torch.from_numpy(value) for name, value in batch.items()}
 
 
 class Task:
@@ -230,7 +189,9 @@ class Task:
 
     def training_set(self, model: TagModel, examples: Sequence[Tagged]) -> Windowed:
         """Windows of the training examples; they do not overlap, so that every tag counts once."""
-        return Windowed(model, [e.tokens for e in examples], [e.tags for e in examples], context=0)
+        number = {label: i for i, label in enumerate(model.labels)}
+        tags = [[number[tag] for tag in e.tags] for e in examples]
+        return Windowed(model.vocab, [e.tokens for e in examples], model.config["max_len"], tags=tags)
 
     @torch.no_grad()
     def score_arrays(self, model: TagModel, data: Windowed) -> list[Tensor]:
@@ -275,7 +236,7 @@ class Task:
 
     def evaluate(self, model: TagModel, examples: Sequence[Tagged], details: bool = False) -> Scores:
         """Precision, recall and F1 of spans (words, entities), token accuracy; with details also what a page shows."""
-        data = Windowed(model, [e.tokens for e in examples], None, model.config["context"])
+        data = _windowed(model, [e.tokens for e in examples])
         scores = self.score_arrays(model, data)
         predicted, sure = self.decode(model, scores, marginals=details)
         gold = [list(e.tags) for e in examples]
@@ -365,7 +326,7 @@ class Task:
         """Words or entities of every text, in its own order; a text without tokens gives empty lists."""
         places = [_tokens(text, model.config["unit"]) for text in texts]
         sequences = [[token for token, _, _ in row] for row in places]
-        data = Windowed(model, sequences, None, model.config["context"])
+        data = _windowed(model, sequences)
         tags, _ = self.decode(model, self.score_arrays(model, data))
         results = []
         for text, row, tagged in zip(texts, places, tags, strict=True):
@@ -419,9 +380,9 @@ def _tokens(text: str, unit: str) -> list[tuple[str, int, int]]:
     return found
 
 
-def _flat(rows: Sequence[Tensor]) -> np.ndarray:
-    """All examples' numbers in one array."""
-    return torch.cat([*rows, torch.zeros(0, dtype=torch.int64)]).numpy()
+def _windowed(model: TagModel, sequences: Sequence[Sequence[str]]) -> Windowed:
+    """Overlapping windows, for prediction."""
+    return Windowed(model.vocab, sequences, model.config["max_len"], model.config["context"])
 
 
 def _chunks(order: Sequence[int], lengths: Sequence[int], cells: int) -> Iterable[list[int]]:
