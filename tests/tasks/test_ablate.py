@@ -322,6 +322,8 @@ DRIVER = """
 import json, sys
 from pathlib import Path
 from danlu.tasks.ablate import run_ablation
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job would inherit "ignore"
 ask = json.loads(sys.argv[1])
 if ask.get("limit"):
     import resource

@@ -21,16 +21,20 @@ from danlu.tasks.spec import Spec
 from danlu.tasks.training import train_folder
 
 torch.set_num_threads(1)
-first = {}
+first, seen = {}, {}
 def look(optimizer, args, kwargs):
     for group in optimizer.param_groups:
         for p in group["params"]:
-            first.setdefault(id(p), None if p.grad is None else p.grad.detach().to_dense().clone())
+            number = seen.setdefault(id(p), len(seen))
+            if p.grad is not None:
+                first.setdefault(str(number), p.grad.detach().to_dense().clone())
 register_optimizer_step_pre_hook(look)
 spec = Spec.from_json(json.loads(Path(sys.argv[1]).read_text()))
 record = train_folder(spec, Path(sys.argv[2]))
+from accelerate import PartialState
 if record is not None:
-    write_tensors(Path(sys.argv[3]), {str(i): g for i, g in enumerate(first.values()) if g is not None})
+    first["processes"] = torch.tensor(PartialState().num_processes)
+    write_tensors(Path(sys.argv[3]), {str(i): g for i, g in first.items() if g is not None})
 """
 
 
@@ -39,7 +43,8 @@ def launch(tmp_path, spec, name, processes):
     (tmp_path / "worker.py").write_text(WORKER)
     (tmp_path / "spec.json").write_text(json.dumps(spec.to_json()))
     out, gradients = tmp_path / name, tmp_path / f"{name}.safetensors"
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", str(processes),
+    several = ["--multi_gpu"] if processes > 1 else ["--cpu"]  # the option that starts processes; without GPUs they use gloo
+    command = [sys.executable, "-m", "accelerate.commands.launch", *several, "--num_processes", str(processes),
                "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
                "--main_process_port", "0", "--num_cpu_threads_per_process", "1"]  # fmt: skip
     ended = subprocess.run(
@@ -57,6 +62,7 @@ def test_two_processes_equal_one_at_the_same_global_batch(tag_spec, tmp_path, tr
     spec = replace(tag_spec, tricks=tricks, set={**tag_spec.set, **still})
     one, alone = launch(tmp_path, spec, "one", 1)
     two, together = launch(tmp_path, spec, "two", 2)
+    assert (int(one.pop("processes")), int(two.pop("processes"))) == (1, 2)
     assert one.keys() == two.keys() and len(one) > 10
     for name in one:
         torch.testing.assert_close(two[name], one[name], rtol=0, atol=1e-6)
