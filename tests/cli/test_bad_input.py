@@ -348,3 +348,37 @@ def test_standard_input_that_is_no_data(folder):
     assert ended.returncode == 2 and ended.stderr.startswith("danlu: ") and len(ended.stderr.splitlines()) == 1, (
         ended.stderr
     )
+
+
+@pytest.mark.parametrize("words", [[], ["-"], ["--input", "-"]])
+def test_predict_reads_standard_input_to_its_end(trained, words):
+    for folder, expected in (("model", "北京"), ("classes", "北京")):
+        ended = subprocess.run(
+            [sys.executable, "-m", "danlu", "predict", str(trained / folder), *words], input="北京\n\n上海\n",
+            capture_output=True, text=True,
+        )  # fmt: skip
+        assert ended.returncode == 0 and ended.stderr == "", ended.stderr
+        lines = ended.stdout.split("\n")
+        assert len(lines) == 4 and lines[1] == "" and expected in lines[0].replace(" ", "")
+
+
+def test_a_reader_that_leaves_is_no_failure(trained, tmp_path):
+    (tmp_path / "many.txt").write_text("北京\n" * 3000, encoding="utf-8")
+    danlu_predict = f"{sys.executable} -m danlu predict {trained / 'classes'} --input {tmp_path / 'many.txt'}"
+    command = ["bash", "-o", "pipefail", "-c", f"{danlu_predict} | head -1"]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    assert ended.returncode == 0 and ended.stderr == "", ended.stderr
+
+
+def test_repaired_rows_and_repeated_examples_are_told(folder, capsys):
+    (folder / "b.conll").write_text("张 B-PER\n三 I-LOC\n来 O\n\n北 B-LOC\n京 I-LOC\n", encoding="utf-8")
+    arguments = ["train", "tag", "--train", "b.conll", "--dev", "b.conll", "--out", "o", *SMALL]
+    assert main([*arguments, "--on-bad-rows", "repair"]) == 0
+    said = capsys.readouterr().err
+    assert "1 tag sequences repaired" in said and "repaired b.conll line 2" in said
+    assert "2 of these also stand in the training data" in said
+
+
+def test_a_trick_in_another_spelling(folder):
+    assert main(["train", "tag", "--train", "good.seg", "--out", "o", *SMALL, "--with", "FGM, ema : 0.9"]) == 0
+    assert json.loads(Path("o/task.json").read_text())["settings"]["tricks"] == ["FGM", "ema : 0.9"]

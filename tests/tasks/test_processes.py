@@ -43,7 +43,7 @@ def launch(tmp_path, spec, name, processes):
     (tmp_path / "worker.py").write_text(WORKER)
     (tmp_path / "spec.json").write_text(json.dumps(spec.to_json()))
     out, gradients = tmp_path / name, tmp_path / f"{name}.safetensors"
-    several = ["--multi_gpu"] if processes > 1 else ["--cpu"]  # the option that starts processes; without GPUs they use gloo
+    several = ["--multi_gpu"] if processes > 1 else ["--cpu"]  # the first starts processes, over gloo where no GPU is
     command = [sys.executable, "-m", "accelerate.commands.launch", *several, "--num_processes", str(processes),
                "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
                "--main_process_port", "0", "--num_cpu_threads_per_process", "1"]  # fmt: skip

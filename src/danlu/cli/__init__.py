@@ -26,11 +26,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         result = app(args=None if arguments is None else list(arguments), prog_name="danlu", standalone_mode=False)
         sys.stdout.flush()
+        if result == 130:  # what the parser makes of Ctrl-C
+            return fail("interrupted; finished work is kept, --resume goes on with it", 130)
         return result if isinstance(result, int) else 0
     except typer.Exit as error:
         return error.exit_code
     except (typer.Abort, KeyboardInterrupt):
-        return fail("interrupted; finished work is kept", 130)
+        return fail("interrupted; finished work is kept, --resume goes on with it", 130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader left; nothing more to say
         return 0
@@ -55,5 +57,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def fail(message: str, code: int) -> int:
     """One line on stderr; returns the code."""
+    message = message.replace("on_bad_rows='", "--on-bad-rows '").replace("Value error, ", "")
     sys.stderr.write(f"danlu: {' '.join(message.split())}\n")
     return code

@@ -69,7 +69,9 @@ Test = Annotated[str | None, typer.Option("--test", help="file that is only meas
 Model = Annotated[
     str, typer.Option("--model", help="family with sizes: dgcnn, dgcnn:4x128 (layers x width)", metavar="M")
 ]
-Out = Annotated[Path | None, typer.Option("--out", help="folder to write", metavar="DIR")]
+Out = Annotated[
+    Path | None, typer.Option("--out", help="folder to write [default: danlu-TASK, danlu-ablate-TASK]", metavar="DIR")
+]
 With = Annotated[
     list[str] | None,
     typer.Option("--with", help="tricks, comma-separated: fgm,ema:0.999,head:crf", metavar="TRICK[:VALUE],..."),
@@ -233,7 +235,7 @@ def predict(
     if not texts and input is None and sys.stdin.isatty():
         raise InputError("nothing to predict on: give texts, or --input FILE, or --input - to read standard input")
     trained = Trained.load(folder, device=device.value, precision=precision.value, threads=threads)
-    lines = iter(texts) if texts else text_lines(input or "-")
+    lines = iter(texts) if texts and texts != ["-"] else text_lines("-" if input is None else input)
     print_predictions(trained.predict(lines), as_json=json)
 
 

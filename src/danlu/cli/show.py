@@ -1,6 +1,8 @@
 """What the command line prints: progress on stderr, tables and results on stdout, JSON where asked."""
 
 import json
+import os
+import shlex
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -8,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
@@ -46,7 +49,7 @@ class Progress:
 
     def say(self, text: str) -> None:
         """One line above the bars."""
-        self.console.print(Text(text))
+        self.console.print(Text(text), soft_wrap=True)
 
     def __call__(self, event: Mapping[str, Any]) -> None:
         """Draw one event."""
@@ -65,11 +68,15 @@ class Progress:
         """What was read."""
         for part in event["parts"]:
             skipped = f", {part['skipped']:,} rows skipped" if part["skipped"] else ""
+            skipped += f", {part['repaired']:,} tag sequences repaired" if part.get("repaired") else ""
             self.say(
                 f"{part['role']:5} {part['name']}: {part['examples']:,} examples, {part['tokens']:,} tokens{skipped}"
             )
-            for row in part.get("skipped_rows", [])[:5]:
-                self.say(f"      skipped {row['file']} line {row['line']}: {row['reason']}")
+            for kind in ("skipped", "repaired"):
+                for row in part.get(f"{kind}_rows", [])[:5]:
+                    self.say(f"      {kind} {row['file']} line {row['line']}, {row['field']}: {row['reason']}")
+            if part.get("also_in_train"):
+                self.say(f"      {part['also_in_train']:,} of these also stand in the training data, word for word")
 
     def on_step(self, event: Mapping[str, Any]) -> None:
         """One optimiser step."""
@@ -138,16 +145,27 @@ def duration(seconds: float | None) -> str:
 
 def out() -> Console:
     """Console on stdout: colour on a terminal, plain wide text in a pipe."""
-    return Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=160, no_color=True)
+    return Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=100_000, no_color=True)
 
 
-def table(columns: Sequence[tuple[str, str]], rows: Iterable[Sequence[Any]]) -> Table:
-    """A table of (title, "left" or "right") columns."""
+def table(columns: Sequence[tuple[str, str]], rows: Iterable[Sequence[Any]]) -> Table | Text:
+    """A table of (title, "left" or "right") columns; in a pipe plain aligned lines without a frame."""
+    cells = [[cell if isinstance(cell, Text) else Text(str(cell)) for cell in row] for row in rows]
+    if not sys.stdout.isatty():
+        lines = [[title for title, _ in columns], *[[cell.plain for cell in row] for row in cells]]
+        widths = [max(cell_len(line[i]) for line in lines) for i in range(len(columns))]
+        pads = [[" " * (widths[i] - cell_len(cell)) for i, cell in enumerate(line)] for line in lines]
+        sides = [side for _, side in columns]
+        aligned = (
+            [p + c if side == "right" else c + p for c, p, side in zip(line, pad, sides, strict=True)]
+            for line, pad in zip(lines, pads, strict=True)
+        )
+        return Text("\n".join("  ".join(line).rstrip() for line in aligned))
     drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for title, side in columns:
         drawn.add_column(title, justify=side, overflow="fold")  # type: ignore[arg-type]
-    for row in rows:
-        drawn.add_row(*[cell if isinstance(cell, Text) else Text(str(cell)) for cell in row])
+    for row in cells:
+        drawn.add_row(*row)
     return drawn
 
 
@@ -156,7 +174,7 @@ def dump(value: Any) -> None:
     print(json.dumps(value, ensure_ascii=False, indent=1))
 
 
-def scores_table(metrics: Mapping[str, Mapping[str, Any]]) -> Table:
+def scores_table(metrics: Mapping[str, Mapping[str, Any]]) -> Table | Text:
     """Parts in rows, numbers in columns."""
     names = list(dict.fromkeys(k for part in metrics.values() for k, v in part.items() if isinstance(v, int | float)))
     return table(
@@ -165,7 +183,7 @@ def scores_table(metrics: Mapping[str, Mapping[str, Any]]) -> Table:
     )
 
 
-def types_table(by_type: Mapping[str, Mapping[str, float]]) -> Table:
+def types_table(by_type: Mapping[str, Mapping[str, float]]) -> Table | Text:
     """Scores of every type or class."""
     keys = ("precision", "recall", "f1", "support")
     return table(
@@ -201,7 +219,7 @@ def print_training(record: Mapping[str, Any], folder: Path, as_json: bool = Fals
         console.print(Text(f"note: {note}"))
     page = folder / "report.html"
     report = f"report  {page}\n" if page.exists() else ""
-    console.print(Text(f"model   {folder}\n{report}use     danlu predict {folder} TEXT"))
+    console.print(Text(f"model   {folder}\n{report}use     danlu predict {shlex.quote(str(folder))} TEXT"))
     return None
 
 
@@ -228,17 +246,20 @@ def print_predictions(predictions: Iterable[Mapping[str, Any]], as_json: bool = 
     from danlu.tasks import get_task
 
     shows = {name: get_task(name).show for name in ("tag", "classify")} if not as_json else {}
+    live = sys.stdout.isatty()
     for prediction in predictions:
         if as_json:
             line = json.dumps(prediction, ensure_ascii=False)
         else:
             line = shows["classify" if "label" in prediction else "tag"](prediction)
-        sys.stdout.write(line + "\n")
-        if not sys.stdin.isatty():
-            sys.stdout.flush()
+        try:
+            print(line, flush=live)
+        except BrokenPipeError:  # the reader has what it wanted
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return
 
 
-def verdict_table(record: Mapping[str, Any]) -> Table:
+def verdict_table(record: Mapping[str, Any]) -> Table | Text:
     """Arms in rows: score, gain with interval, verdict, cost."""
     base = record["arms"][0]
     rows = []
@@ -279,6 +300,10 @@ def print_ablation(record: Mapping[str, Any], folder: Path, as_json: bool = Fals
     )
     for note in record.get("notes", []):
         console.print(Text(f"note: {note}"))
+    for part in record.get("data", []):
+        if part.get("also_in_train"):
+            count, role = part["also_in_train"], part["role"]
+            console.print(Text(f"note: {count:,} examples of {role} also stand in the training data"))
     for failure in record.get("failed", []):
         console.print(Text(f"failed: {failure['arm']} seed {failure['seed']}: {failure['line']}"))
     page = folder / "report.html"
@@ -312,7 +337,7 @@ def print_demo(record: Mapping[str, Any], folder: Path) -> None:
         Text(
             f"model   {folder / 'model'}\nreport  {folder / 'model' / 'report.html'}\n"
             f"        {folder / 'ablation' / 'report.html'}\n"
-            f"use     danlu predict {folder / 'model'} TEXT\ntook    {duration(record['seconds'])}"
+            f"use     danlu predict {shlex.quote(str(folder / 'model'))} TEXT\ntook    {duration(record['seconds'])}"
         )
     )
 
@@ -367,8 +392,12 @@ def print_data(rows: Sequence[Mapping[str, Any]], as_json: bool = False) -> None
     console = out()
     keys = ("name", "task", "language", "rows", "mb", "licence", "origin", "found")
     console.print(table([(k, "left") for k in keys], [[_cell(row.get(k)) for k in keys] for row in rows]))
-    for note in dict.fromkeys(row["note"] for row in rows if row.get("note")):
-        console.print(Text(note))
+    notes: dict[str, list[str]] = {}
+    for row in rows:
+        if row.get("note"):
+            notes.setdefault(row["note"], []).append(row["name"])
+    for note, names in notes.items():
+        console.print(Text(f"{', '.join(names)}: {note}"))
     return None
 
 

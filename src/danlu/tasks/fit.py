@@ -111,6 +111,8 @@ def fit(
     stored = TrainingState(model, prepared, average, accelerator)
     result = FitResult()
     position = stored.load(state, result) if resume and state is not None else 0
+    if position:
+        on_event({"event": "phase", "text": f"going on from step {position:,} of {total:,}"})
     every = max(1, round(total / settings.evaluations)) if settings.evaluations else batches_an_epoch
     started, before, waited = time.perf_counter(), result.seconds, 0.0
     loss_sum, loss_steps, without_gain = (

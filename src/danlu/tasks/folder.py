@@ -117,7 +117,7 @@ def read_task(folder: Path) -> dict[str, Any]:
 
 def partial_of(out: Path) -> Path:
     """Where a run that will become `out` keeps its work."""
-    return out.with_name(out.name + ".partial")
+    return _beside(out, ".partial")
 
 
 def check_target(out: Path, *, mark: str, overwrite: bool, resume: bool) -> None:
@@ -155,7 +155,7 @@ def check_target(out: Path, *, mark: str, overwrite: bool, resume: bool) -> None
 @contextmanager
 def locked(out: Path) -> Iterator[None]:
     """Hold the lock beside `out` while working for it; a second run is refused, a dead one's lock is free."""
-    path = out.with_name(out.name + ".lock")
+    path = _beside(out, ".lock")
     lock = FileLock(path, timeout=0)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -175,7 +175,7 @@ def locked(out: Path) -> Iterator[None]:
 
 def publish(partial: Path, out: Path) -> None:
     """Put the finished work of `partial` in the place of `out`; what stood there is removed only afterwards."""
-    old = out.with_name(f"{out.name}.old-{os.getpid()}")
+    old = _beside(out, f".old-{os.getpid()}")
     if out.exists():
         os.replace(out, old)
     try:
@@ -185,3 +185,9 @@ def publish(partial: Path, out: Path) -> None:
             os.replace(old, out)
         raise
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _beside(out: Path, suffix: str) -> Path:
+    """The path of `out` with a suffix to its name; "." and ".." are resolved first."""
+    named = out if out.name not in ("", "..") else out.resolve()
+    return named.with_name(named.name + suffix)

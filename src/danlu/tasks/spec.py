@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 from danlu.data.errors import InputError
 from danlu.tasks.fit import Settings
 
-__all__ = ["Spec"]
+__all__ = ["Spec", "family", "parse_settings"]
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ class Spec:
 
         defaults = get_task(task).defaults
         parse_all(list(tricks), task)
+        family(options.get("model", cls.model))
         return cls(task=task, tricks=tuple(tricks), set=parse_settings(settings, defaults), **options)
 
     def settings(self) -> Settings:
@@ -144,3 +146,19 @@ def _typed(name: str, text: str, default: Any) -> Any:
             raise InputError(f"setting {name} lies between {low:g} and {high:g}, got {text}")
         return value
     return text
+
+
+def family(name: str) -> dict[str, Any]:
+    """Sizes of a model name: `dgcnn`, or `dgcnn:LAYERSxWIDTH`.
+
+    Raises:
+        InputError: no such family, or sizes out of range.
+    """
+    found = re.fullmatch(r"dgcnn(?::(\d+)x(\d+))?", name)
+    if not found:
+        raise InputError(f"no model {name!r}; there is dgcnn, with sizes dgcnn:LAYERSxWIDTH, for example dgcnn:4x128")
+    layers, dim = int(found[1] or 4), int(found[2] or 128)
+    if not (1 <= layers <= 64 and 8 <= dim <= 4096):
+        raise InputError(f"{name}: layers lie in 1 to 64 and the width in 8 to 4096")
+    cycle = (1, 2, 4)
+    return {"dim": dim, "dilations": [cycle[i % 3] for i in range(layers - 1)] + [1]}

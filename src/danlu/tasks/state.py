@@ -31,6 +31,7 @@ class FitResult:
     best: float = -math.inf
     best_step: int = 0
     seconds: float = 0.0
+    earlier: float = 0.0  # of `seconds`, those before the last resume
     log: list[dict[str, Any]] = field(default_factory=list)
 
     def evaluations_without_gain(self) -> int:
@@ -119,6 +120,7 @@ class TrainingState:
             reason = str(error).splitlines()[0]
             raise InputError(f"{newest} does not fit this run ({reason}); start again with --overwrite") from None
         self.best = {k: v.to(self.accelerator.device) for k, v in read_tensors(newest / "best.safetensors").items()}
+        result.earlier = progress["seconds"]
         result.steps, result.seconds, result.log = progress["steps"], progress["seconds"], progress["log"]
         result.best = -math.inf if progress["best"] is None else progress["best"]
         result.best_step = progress["best_step"]

@@ -1,5 +1,6 @@
 """A trained model folder, opened: evaluate it on a labelled file, predict on lines of text."""
 
+import contextlib
 import gzip
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -137,7 +138,7 @@ def text_lines(path: str) -> Iterator[str]:
         raise InputError(f"no file {path}; give texts, a file, or - for standard input") from None
     except IsADirectoryError:
         raise InputError(f"{path} is a folder; give a file with one text a line") from None
-    with stream:
+    with contextlib.nullcontext() if path == "-" else stream:
         number = 0
         try:
             for number, raw in enumerate(stream):

@@ -2,7 +2,6 @@
 
 import datetime
 import hashlib
-import re
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -33,7 +32,7 @@ from danlu.tasks.folder import (
 )
 from danlu.tasks.report import write_report
 from danlu.tasks.scores import Scores
-from danlu.tasks.spec import Spec
+from danlu.tasks.spec import Spec, family
 from danlu.tasks.state import FitResult
 from danlu.tasks.tricks import parse_all
 
@@ -51,6 +50,8 @@ class Part:
     scheme: str = ""
     skipped: list[dict[str, Any]] = field(default_factory=list)
     notes: dict[str, Any] = field(default_factory=dict)
+    repaired: list[dict[str, Any]] = field(default_factory=list)
+    also_in_train: int = 0  # examples whose text the training part holds as well
 
     def card(self) -> dict[str, Any]:
         """What a record says about it."""
@@ -62,7 +63,9 @@ class Part:
             "tokens": tokens,
             "skipped": len(self.skipped),
             **({"skipped_rows": self.skipped[:20]} if self.skipped else {}),
-            **({"notes": self.notes} if self.notes else {}),
+            **({"repaired": len(self.repaired), "repaired_rows": self.repaired[:20]} if self.repaired else {}),
+            **({"also_in_train": self.also_in_train} if self.also_in_train else {}),
+            **({"notes": self.notes} if self.notes and not self.repaired else {}),
         }
 
 
@@ -93,12 +96,11 @@ def read_part(spec: Spec, role: str, source: str, scheme: str = "") -> Part:
         on_bad_rows=spec.on_bad_rows,
         format=spec.format,
     )
-    skipped = [
-        {"file": str(row.path), "line": row.line, "field": row.field, "reason": row.reason} for row in reading.skipped
-    ]
-    return Part(
-        role, source, list(reading.examples), getattr(reading, "scheme", ""), skipped, dict(reading.notes or {})
+    skipped, repaired = (
+        [{"file": str(row.path), "line": row.line, "field": row.field, "reason": row.reason} for row in rows]
+        for rows in (reading.skipped, reading.repaired)
     )
+    return Part(role, source, list(reading.examples), reading.scheme, skipped, dict(reading.notes or {}), repaired)
 
 
 def read_parts(spec: Spec) -> dict[str, Part]:
@@ -108,11 +110,14 @@ def read_parts(spec: Spec) -> dict[str, Part]:
     for role in ("dev", "test"):
         if source := getattr(spec, role):
             parts[role] = read_part(spec, role, source, scheme)
-    for part in parts.values():
+    known = {example.text for example in parts["train"].examples}
+    for role, part in parts.items():
         if part.scheme != scheme:
             raise InputError(
                 f"{part.name} is tagged in {part.scheme}, {parts['train'].name} in {scheme}; write both in one scheme"
             )
+        if role != "train":
+            part.also_in_train = sum(example.text in known for example in part.examples)
     return parts
 
 
@@ -199,22 +204,6 @@ def drop_unusable(task: Any, model: Any, part: Part, on_bad_rows: str) -> None:
         raise InputError(f"{part.name} has no usable row left: {bad[first]}")
 
 
-def family(name: str) -> dict[str, Any]:
-    """Sizes of a model name: `dgcnn`, or `dgcnn:LAYERSxWIDTH`.
-
-    Raises:
-        InputError: no such family, or sizes out of range.
-    """
-    found = re.fullmatch(r"dgcnn(?::(\d+)x(\d+))?", name)
-    if not found:
-        raise InputError(f"no model {name!r}; there is dgcnn, with sizes dgcnn:LAYERSxWIDTH, for example dgcnn:4x128")
-    layers, dim = int(found[1] or 4), int(found[2] or 128)
-    if not (1 <= layers <= 64 and 8 <= dim <= 4096):
-        raise InputError(f"{name}: layers lie in 1 to 64 and the width in 8 to 4096")
-    cycle = (1, 2, 4)
-    return {"dim": dim, "dilations": [cycle[i % 3] for i in range(layers - 1)] + [1]}
-
-
 def train_folder(
     spec: Spec,
     out: Path,
@@ -244,8 +233,8 @@ def train_folder(
     main = accelerator(*choose(spec.device, spec.precision), spec.threads)
     if not main.is_main_process:
         return _follow(spec, out, main, resume)
-    check_target(out, mark="task.json", overwrite=overwrite, resume=resume)
     with locked(out):
+        check_target(out, mark="task.json", overwrite=overwrite, resume=resume)
         work = partial_of(out)
         unfinished = work / "spec.json"
         identity = {**spec.to_json(), "contents": contents(spec)}
@@ -259,6 +248,8 @@ def train_folder(
                 raise InputError(f"{work} was begun with other options ({names}); give the same ones, or --overwrite")
         elif work.exists():
             shutil.rmtree(work)
+        elif resume:
+            on_event({"event": "phase", "text": f"nothing to go on from in {work}; starting at the beginning"})
         parts = read_parts(spec)  # before any folder is made: a bad file leaves nothing behind
         work.mkdir(parents=True, exist_ok=True)
         try:
@@ -321,7 +312,7 @@ def _record(spec: Spec, run: Run, command: str, started: float) -> dict[str, Any
     record["seconds"] = {
         "train": round(run.result.seconds, 2),
         "evaluate": round(time.perf_counter() - began, 2),
-        "total": round(time.perf_counter() - started, 2),
+        "total": round(run.result.earlier + time.perf_counter() - started, 2),
     }
     return record
 

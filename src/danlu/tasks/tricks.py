@@ -154,7 +154,8 @@ def parse(text: str, task: str | None = None) -> Trick:
     Raises:
         InputError: the name is unknown (nearest names are given), the value does not fit, the task does not take it.
     """
-    name, colon, value = text.strip().partition(":")
+    name, colon, value = (part.strip() for part in text.partition(":"))
+    name = name.lower()
     if name not in __all__:
         raise InputError(
             f"unknown trick {name!r}{did_you_mean(name, __all__)}; `danlu list tricks` shows all: {', '.join(__all__)}"
@@ -181,7 +182,7 @@ def parse(text: str, task: str | None = None) -> Trick:
             f"trick {name} fits {' and '.join(card['tasks'].split())}, not {task}; `danlu list tricks` shows what fits"
         )
     trick = Trick(
-        text.strip(),
+        f"{name}{colon}{value}",
         name,
         card["slot"],
         tuple(card["tasks"].split()),
