@@ -125,7 +125,7 @@ def run_demo(
         "segmenters": [{k: row[k] for k in ("name", "note", "precision", "recall", "f1")} for row in rows],
         "trained_on": f"trained on {corpus.notes['train_characters']:,} characters, judged on "
         f"{corpus.notes['test_characters']:,} of later days; {corpus.notes['repeated_in_test']:,} of "
-        f"{len(corpus.test):,} test paragraphs stand in the training part word for word",
+        f"{len(corpus.test):,} test paragraphs (of 10 characters or more) stand in the training part word for word",
         "ablation_on": f"compared on a sample: {SAMPLE[0] if not quick else QUICK[0]:,} sentences to train on, "
         f"{SAMPLE[1] if not quick else QUICK[1]:,} to judge on; again: {words}",
         "ablation": ablation,
