@@ -382,3 +382,10 @@ def test_repaired_rows_and_repeated_examples_are_told(folder, capsys):
 def test_a_trick_in_another_spelling(folder):
     assert main(["train", "tag", "--train", "good.seg", "--out", "o", *SMALL, "--with", "FGM, ema : 0.9"]) == 0
     assert json.loads(Path("o/task.json").read_text())["settings"]["tricks"] == ["FGM", "ema : 0.9"]
+
+
+def test_messages_name_the_option_of_the_command_line(folder, capsys):
+    (folder / "b.conll").write_text("张 B-PER\n三 I-LOC\n", encoding="utf-8")
+    code = main(["train", "tag", "--train", "b.conll", "--out", "o", *SMALL])
+    one_line(capsys, code, 2, "--on-bad-rows repair rewrites")
+    one_line(capsys, main(["list", "nosuch"]), 2, "Invalid value for 'what': 'nosuch' is not one of")

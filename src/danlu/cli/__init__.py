@@ -1,6 +1,7 @@
 """The command `danlu`: parse, call, show. Nothing here computes, and nothing heavy is imported before it is needed."""
 
 import os
+import re
 import sys
 from collections.abc import Sequence
 
@@ -57,6 +58,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def fail(message: str, code: int) -> int:
     """One line on stderr; returns the code."""
-    message = message.replace("on_bad_rows='", "--on-bad-rows '").replace("Value error, ", "")
+    message = re.sub(r"on_bad_rows='(\w+)'", r"--on-bad-rows \1", message).replace("Value error, ", "")
     sys.stderr.write(f"danlu: {' '.join(message.split())}\n")
     return code

@@ -232,7 +232,7 @@ def train_folder(
     started = time.perf_counter()
     main = accelerator(*choose(spec.device, spec.precision), spec.threads)
     if not main.is_main_process:
-        return _follow(spec, out, main, resume)
+        return _follow(spec, out, resume)
     with locked(out):
         check_target(out, mark="task.json", overwrite=overwrite, resume=resume)
         work = partial_of(out)
@@ -274,7 +274,7 @@ def contents(spec: Spec) -> dict[str, str | None]:
     return {role: digest(Path(source)) for role in ("train", "dev", "test") if (source := getattr(spec, role))}
 
 
-def _follow(spec: Spec, out: Path, main: Any, resume: bool) -> None:
+def _follow(spec: Spec, out: Path, resume: bool) -> None:
     """What the other processes of a launch do: the same training; the main one reads first and writes."""
     parts = read_parts(spec)
     broadcast_object_list([None])
