@@ -246,6 +246,22 @@ def test_predict_input_that_is_not_text(trained, tmp_path, capsys):
     )
 
 
+def test_predict_reads_the_text_column_of_tables(trained, tmp_path, capsys):
+    (tmp_path / "x.jsonl").write_text('{"id": 1, "text": "北京"}\n{"id": 2, "text": ""}\n', encoding="utf-8")
+    (tmp_path / "x.csv").write_text("id,text\n1,北京\n2,\n", encoding="utf-8")
+    (tmp_path / "x.txt").write_text("北京\n\n", encoding="utf-8")
+    answers = []
+    for name in ("x.txt", "x.jsonl", "x.csv"):
+        capsys.readouterr()
+        assert main(["predict", str(trained / "model"), "--input", str(tmp_path / name)]) == 0
+        answers.append(capsys.readouterr().out)
+    assert answers[0] == answers[1] == answers[2] and len(answers[0].split("\n")) == 3
+    (tmp_path / "y.csv").write_text("id,content\n1,北京\n", encoding="utf-8")
+    capsys.readouterr()
+    code = main(["predict", str(trained / "model"), "--input", str(tmp_path / "y.csv")])
+    one_line(capsys, code, 2, "no column 'text' in the header; found 'id', 'content'; did you mean 'content'?")
+
+
 def test_an_earlier_result_is_not_replaced(trained, capsys):
     before = {p: p.read_bytes() for p in (trained / "model").rglob("*") if p.is_file()}
     capsys.readouterr()

@@ -25,3 +25,42 @@ ROWS += [
     Row("chain_entropy", lambda: math.chain_entropy, _chain, (2,)),
     Row("logsumexp", lambda: lambda f, *rest: math.logsumexp(f, 2), _chain, (2, 4), bfloat16_tolerance=0.05),
 ]
+
+# activations
+
+
+def _line(dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+    return (torch.linspace(-4, 4, 9).to(dtype),)
+
+
+ROWS += [
+    Row("gelu", lambda: math.gelu, _line, (9,)),
+    Row("gelu[tanh]", lambda: lambda x: math.gelu(x, "tanh"), _line, (9,)),
+    Row("gelu[sigmoid]", lambda: lambda x: math.gelu(x, "sigmoid"), _line, (9,)),
+    Row("activation", lambda: math.activation("relu2"), _line, (9,), bfloat16_tolerance=0.1),
+]
+
+# attention_normalize
+
+
+def _scores(dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+    scores = torch.randn(2, 3, 4, 5, generator=torch.Generator().manual_seed(0)).to(dtype)
+    return scores, torch.tensor([[[[True, True, False, True, True]]], [[[False] * 5]]])
+
+
+ROWS += [
+    Row("attention_normalize", lambda: math.attention_normalize, _scores, (2, 3, 4, 5)),
+    Row(
+        "attention_normalize[squared_relu]",
+        lambda: lambda *a: math.attention_normalize(*a, "squared_relu"),
+        _scores,
+        (2, 3, 4, 5),
+    ),
+    Row(
+        "attention_normalize[softmax_plus]",
+        lambda: lambda *a: math.attention_normalize(*a, "softmax_plus"),
+        _scores,
+        (2, 3, 4, 5),
+    ),
+    Row("softmax_plus_scale", lambda: math.softmax_plus_scale, lambda dtype: (torch.tensor([3, 17, 512]),), (3,)),
+]

@@ -88,3 +88,187 @@ ROWS += [
         (2, 3, 4),
     ),
 ]
+
+# positions
+
+
+def _places(dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+    return (torch.tensor([[0.0, 1.0, 5.0]]).to(dtype),)
+
+
+ROWS += [
+    Row("sinusoidal_positions", lambda: lambda p: nn.sinusoidal_positions(p, 4), _places, (1, 3, 4)),
+    Row("rotary_angles", lambda: lambda p: nn.rotary_angles(p, 4), _places, (1, 3, 4)),
+    Row(
+        "apply_rotary",
+        lambda: nn.apply_rotary,
+        lambda dtype: (_normal(2, 3, 4, dtype=dtype), *nn.rotary_angles(torch.arange(3), 4)),
+        (2, 3, 4),
+    ),
+    Row(
+        "clipped_distances",
+        lambda: lambda q, k: nn.clipped_distances(q, k, 2),
+        lambda dtype: (torch.arange(3), torch.arange(5)),
+        (3, 5),
+    ),
+    Row("t5_buckets", lambda: lambda d: nn.t5_buckets(d, True), lambda dtype: (torch.arange(-9, 9),), (18,)),
+    Row(
+        "hierarchical_positions",
+        lambda: lambda table: nn.hierarchical_positions(table, 0.4, 7),
+        lambda dtype: (_normal(3, 4, dtype=dtype),),
+        (7, 4),
+    ),
+]
+
+# global_pointer, pooling
+
+
+def _spans(dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+    return _normal(2, 2, 4, 4, dtype=dtype), _KEEP
+
+
+def _decoded(logits: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    return torch.tensor([len(spans) for spans in nn.decode_spans(logits, mask)])
+
+
+ROWS += [
+    # scores without masks: a masked one is -inf, and the contract wants finite outputs
+    Row(
+        "GlobalPointer",
+        lambda: nn.GlobalPointer(5, 2, 6, lower_triangle_masked=False),
+        lambda dtype: (_normal(2, 4, 5, dtype=dtype),),
+        (2, 2, 4, 4),
+    ),
+    Row(
+        "EfficientGlobalPointer",
+        lambda: nn.EfficientGlobalPointer(5, 2, 6, lower_triangle_masked=False),
+        lambda dtype: (_normal(2, 4, 5, dtype=dtype),),
+        (2, 2, 4, 4),
+    ),
+    Row("decode_spans", lambda: _decoded, _spans, (2,), no_compile="returns lists, whose lengths depend on the data"),
+    Row("pool", lambda: nn.pool, _sequence, (2, 5)),
+    Row("pool[max]", lambda: lambda *a: nn.pool(*a, "max"), _sequence, (2, 5)),
+    Row("pool[cls]", lambda: lambda *a: nn.pool(*a, "cls"), _sequence, (2, 5)),
+    Row(
+        "pool[first_last_mean]",
+        lambda: lambda a, b, mask: nn.pool([a, b], mask, "first_last_mean"),
+        lambda dtype: (_normal(2, 4, 5, dtype=dtype), _normal(2, 4, 5, dtype=dtype), _KEEP),
+        (2, 5),
+    ),
+]
+
+# conditional_norm, steering
+
+
+def _conditioned(dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+    return _normal(2, 4, 5, dtype=dtype), _normal(2, 3, dtype=dtype)
+
+
+def _trained(kind: str = "layer", hidden: int | None = None) -> nn.Norm:
+    norm = nn.Norm(5, kind=kind, condition_dim=3, condition_hidden=hidden, condition_activation="relu")
+    for name, parameter in norm.named_parameters():
+        if name.startswith("cond_"):
+            torch.nn.init.normal_(parameter, std=0.5)
+    return norm
+
+
+class _Steered(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = torch.nn.Sequential(torch.nn.Linear(5, 6), torch.nn.LayerNorm(6))
+        nn.add_condition(self.inner, 3)
+
+    def forward(self, x: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        with nn.condition(value):
+            return self.inner(x)
+
+
+def _baked() -> torch.nn.Module:
+    return nn.bake(_Steered().inner, torch.ones(3))
+
+
+ROWS += [
+    Row("Norm", lambda: nn.Norm(5), lambda dtype: _conditioned(dtype)[:1], (2, 4, 5)),
+    Row("Norm[rms]", lambda: nn.Norm(5, kind="rms"), lambda dtype: _conditioned(dtype)[:1], (2, 4, 5)),
+    Row("Norm[condition]", _trained, _conditioned, (2, 4, 5)),
+    Row("Norm[hidden]", lambda: _trained("plain_rms", 2), _conditioned, (2, 4, 5)),
+    Row(
+        "Norm[rows]",
+        _trained,
+        lambda dtype: (_normal(4, 5, dtype=dtype), _normal(2, 3, dtype=dtype), torch.tensor([0, 1, 1, 0])),
+        (4, 5),
+    ),
+    Row("add_condition", _Steered, _conditioned, (2, 4, 6)),
+    Row("condition", _Steered, _conditioned, (2, 4, 6)),
+    Row("bake", _baked, lambda dtype: _conditioned(dtype)[:1], (2, 4, 6)),
+    Row(
+        "guided_logits",
+        lambda: lambda a, b: nn.guided_logits(a, b, 2.0),
+        lambda dtype: (_normal(2, 5, dtype=dtype), -_normal(2, 5, dtype=dtype)),
+        (2, 5),
+    ),
+]
+
+# self_terminating
+
+
+def _next_tokens(dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+    return (_normal(2, 4, 5, dtype=dtype),)  # without a mask: outside it a log-probability is -inf
+
+
+ROWS += [
+    Row("SelfTerminatingHead", lambda: nn.SelfTerminatingHead(5, 6, end_id=1), _next_tokens, (2, 4, 6)),
+    Row("SelfTerminatingHead[st]", lambda: nn.SelfTerminatingHead(5, 6, 1, kind="st"), _next_tokens, (2, 4, 6)),
+    Row(
+        "self_terminating_log_probs",
+        lambda: lambda x: nn.self_terminating_log_probs(x, 1, 0.01),
+        _next_tokens,
+        (2, 4, 5),
+    ),
+    Row(
+        "guaranteed_steps",
+        lambda: lambda x: x[:, 0, 0] * nn.guaranteed_steps(0.5),
+        _next_tokens,
+        (2,),
+    ),
+]
+
+# attention, feed_forward, gated_attention_unit, layout
+
+_HEADS = (2, 3, 5, 4)
+ROWS += [
+    Row("MultiHeadAttention", lambda: nn.MultiHeadAttention(5, 2, 3, 3), _sequence, (2, 4, 5)),
+    Row("GatedAttentionUnit", lambda: nn.GatedAttentionUnit(5, 6, 4), _sequence, (2, 4, 5)),
+    Row("GatedAttentionUnit[squared_relu]", lambda: nn.GatedAttentionUnit(5, 6, 4, bias=True, normalization="squared_relu"),
+        _sequence, (2, 4, 5)),
+    Row("FeedForward", lambda: nn.FeedForward(5, 7), lambda dtype: _sequence(dtype)[:1], (2, 4, 5)),
+    Row("FeedForward[gated]", lambda: nn.FeedForward(5, 7, "silu", gated=True), lambda dtype: _sequence(dtype)[:1], (2, 4, 5)),
+    Row("attend", lambda: lambda *qkv: nn.attend(*qkv)[0], lambda dtype: (_normal(*_HEADS, dtype=dtype),) * 3, _HEADS),
+    Row("unilm_mask", lambda: nn.unilm_mask, lambda dtype: (torch.tensor([[0, 0, 1]]),), (1, 3, 3)),
+    Row("causal_mask", lambda: lambda length: nn.causal_mask(len(length), len(length)), lambda dtype: (torch.zeros(3),), (3, 3)),
+]  # fmt: skip
+
+# packed_linear
+
+
+def _linear() -> torch.nn.Linear:
+    torch.manual_seed(0)
+    return torch.nn.Linear(5, 6)
+
+
+ROWS += [
+    Row(
+        "PackedLinear",
+        lambda: nn.PackedLinear(_linear(), activation="gelu"),
+        lambda d: (_normal(2, 3, 5, dtype=d),),
+        (2, 3, 6),
+    ),
+    Row("PackedLinear[many]", lambda: nn.PackedLinear(_linear()), lambda d: (_normal(20, 5, dtype=d),), (20, 6)),
+    Row(
+        "pack_linears",
+        lambda: lambda x: nn.pack_linears(torch.nn.Sequential(_linear()))(x),
+        lambda d: (_normal(2, 5, dtype=d),),
+        (2, 6),
+        no_compile="it changes a model; the model it makes is the PackedLinear above",
+    ),
+]

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from danlu.data.errors import InputError
-from danlu.data.readers import read_labelled, read_tagged, read_texts
+from danlu.data.readers import read_labelled, read_tagged
 from danlu.data.tagged import Labelled, Tagged, join_tokens
 from danlu.math.tag_scheme import spans
 
@@ -249,15 +249,6 @@ def test_options(write):
         read_tagged(path, tag_column=5)
     with pytest.raises(InputError, match=r"segmented lines are read as BMES, scheme='BIO' cannot be kept"):
         read_tagged(write("b.seg", "a b\n"), scheme="BIO")
-
-
-def test_texts_to_predict_on(write):
-    assert read_texts(write("a.txt", "one\n\n two\r\n")) == ["one", "", " two"]  # as many answers as lines
-    assert read_texts(write("b.jsonl", [{"text": "a"}, {"text": ""}])) == ["a", ""]
-    assert read_texts(write("c.csv", 'id,text\n1,"a\nb"\n')) == ["a\nb"]
-    assert read_texts(write("d", [{"t": "a"}]), text_field="t") == ["a"]
-    with pytest.raises(InputError, match=r"line 2, text: expected a text, got null"):
-        read_texts(write("e.jsonl", [{"text": "a"}, {"text": None}]))
 
 
 def test_joining_tokens():

@@ -176,3 +176,15 @@ def test_the_account(tmp_path):
     with pytest.raises(InputError, match=r"on_bad_rows must be one of fail, skip, repair, got 'ignore'"):
         Ledger("f", "ignore")
     assert str(BadRow("-", 1, "", "why")) == "-, line 1: why"
+
+
+def test_a_limit_counts_unpacked_bytes(tmp_path):
+    for name, data in (("a.txt", b"123456\n8"), ("a.txt.gz", gzip.compress(b"123456\n8"))):
+        path = write(tmp_path, name, data)
+        assert read_lines(path, Ledger(path), limit=100) == ["123456", "8"]
+    assert read_lines(tmp_path / "a.txt", Ledger("a.txt"), limit=8) == ["123456", "8"]
+    bomb = write(tmp_path, "b.gz", gzip.compress(bytes(3 * 2**20)))
+    plain = write(tmp_path, "b.txt", bytes(3 * 2**20))
+    for path in (bomb, plain):
+        with pytest.raises(InputError, match=r"b\.\w+: more than 2 MB of text, which this kind of file never has"):
+            read_lines(path, Ledger(path), limit=2**21)

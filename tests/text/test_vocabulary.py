@@ -1,8 +1,10 @@
 """Vocabulary files: ids are line numbers whatever stands in the file, there and back, what is redundant, messages."""
 
+import gzip
 import json
 import unicodedata
 import warnings
+import zlib
 
 import pytest
 from hypothesis import given, settings
@@ -47,6 +49,16 @@ def test_equals_the_rust_library_on_plain_files(tmp_path):
     path = write(tmp_path, "[UNK]\n的\n##的\na\nb\na\n".encode())
     with pytest.warns(UserWarning, match="1 token found again"):
         assert load_vocab(path) == WordPiece.read_file(str(path))
+
+
+def test_a_gzip_bomb_is_refused_before_it_unpacks(tmp_path):
+    packed = gzip.compress(b"[PAD]\n")
+    assert load_vocab(write(tmp_path, packed)) == {"[PAD]": 0}
+    zeros = zlib.compressobj(9, wbits=31)
+    piece = bytes(2**20)
+    bomb = b"".join([*(zeros.compress(piece) for _ in range(300)), zeros.flush()])  # 300 MB in 0.3 MB
+    with pytest.raises(InputError, match=r"vocab\.txt: more than 256 MB of text, which .* is it the right one\?"):
+        load_vocab(write(tmp_path, bomb))
 
 
 TOKENS = st.lists(

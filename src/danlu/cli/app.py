@@ -218,24 +218,30 @@ def predict(
     folder: Annotated[Path, typer.Argument(help="model folder", metavar="DIR")],
     texts: Annotated[list[str] | None, typer.Argument(help="texts; none reads --input", metavar="[TEXT ...]")] = None,
     input: Annotated[
-        str | None, typer.Option("--input", help="file with one text a line, - is standard input", metavar="FILE|-")
+        str | None,
+        typer.Option(
+            "--input",
+            help="one text a line, or .jsonl, .tsv, .csv with a text column; - is standard input",
+            metavar="FILE|-",
+        ),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="one JSON object a line")] = False,
     device: DeviceOption = Device.auto,
     precision: PrecisionOption = Precision.auto,
     threads: Threads = None,
 ) -> None:
-    """Use a trained model: one output line for every input line, empty ones too."""
+    """Use a trained model: one output line for every text, empty ones too."""
     from danlu.cli.show import print_predictions
     from danlu.data.errors import InputError
-    from danlu.tasks.trained import Trained, text_lines
+    from danlu.data.texts import read_texts
+    from danlu.tasks.trained import Trained
 
     if texts and input:
         raise InputError("give texts or --input, not both")
     if not texts and input is None and sys.stdin.isatty():
         raise InputError("nothing to predict on: give texts, or --input FILE, or --input - to read standard input")
     trained = Trained.load(folder, device=device.value, precision=precision.value, threads=threads)
-    lines = iter(texts) if texts and texts != ["-"] else text_lines("-" if input is None else input)
+    lines = iter(texts) if texts and texts != ["-"] else read_texts("-" if input is None else input)
     print_predictions(trained.predict(lines), as_json=json)
 
 

@@ -7,7 +7,7 @@ from danlu.data.embedded import (
     load_reviews,
 )
 from danlu.data.errors import InputError, WorkError
-from danlu.data.readers import read_labelled, read_tagged, read_texts
+from danlu.data.readers import read_labelled, read_tagged
 from danlu.data.rows import BadRow, Corpus
 from danlu.data.sequences import (
     IndexedLines,
@@ -22,6 +22,7 @@ from danlu.data.sequences import (
     truncated_lengths,
 )
 from danlu.data.tagged import Labelled, Tagged, join_tokens
+from danlu.data.texts import read_texts
 
 __all__ = [
     "BadRow",

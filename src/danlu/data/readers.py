@@ -48,7 +48,7 @@ from danlu.math.tag_scheme import (
     tags_from_spans,
 )
 
-__all__ = ["CLASS_FORMATS", "TAG_FORMATS", "read_labelled", "read_tagged", "read_texts"]
+__all__ = ["CLASS_FORMATS", "TAG_FORMATS", "read_labelled", "read_tagged"]
 
 TAG_FORMATS = ("conll", "segmented", "jsonl")
 CLASS_FORMATS = ("jsonl", "tsv", "csv")
@@ -154,46 +154,6 @@ def read_labelled(
         except RowError as error:
             ledger.bad(number, error.field, error.reason)
     return ledger.close(examples, kind)
-
-
-def read_texts(path: str | Path, format: str = "auto", text_field: str = "text") -> list[str]:
-    """Texts to predict on: every line of a plain file, blank ones too, or one field of JSON Lines, TSV or CSV.
-
-    Args:
-        path: the file; "-" reads standard input.
-        format: "txt", "jsonl", "tsv", "csv", or "auto" to tell from the name and, for JSON Lines, from the first line.
-        text_field: field or column of the text; unlike in training it may be empty.
-
-    Returns:
-        The texts in order; from a plain file as many as it has lines.
-
-    Raises:
-        InputError: the file or a row cannot be used.
-    """
-    _check_option("format", format, ("auto", "txt", *CLASS_FORMATS))
-    ledger = Ledger(path)
-    lines = read_lines(path, ledger)
-    if format == "auto":
-        name = _suffix(path)
-        first = next((line.lstrip() for line in lines if line.strip()), "")
-        format = name if name in ("tsv", "csv", "jsonl") else "jsonl" if first.startswith('{"') else "txt"
-    if format == "txt":
-        texts = lines
-    else:
-        rows: Any = (
-            json_rows(lines, ledger)
-            if format == "jsonl"
-            else table_rows(lines, ledger, "," if format == "csv" else "\t", [text_field])
-        )
-        texts = []
-        for number, row in rows:
-            try:
-                text = need(row, text_field, "text_field")
-                blank = isinstance(text, str) and not text.strip()
-                texts.append(text if blank else need_text(text, text_field))
-            except RowError as error:
-                ledger.bad(number, error.field, error.reason)
-    return ledger.close(texts, format).examples
 
 
 def _format_of(path: str | Path, lines: Sequence[str], ledger: Ledger, task: str) -> str:

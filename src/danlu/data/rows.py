@@ -18,6 +18,7 @@ Shapes: no tensors.
 import csv
 import difflib
 import gzip
+import io
 import json
 import re
 import sys
@@ -125,22 +126,23 @@ class Ledger:
         return Corpus(examples, self.path, format, scheme, rows, self.repaired, notes=notes if self.repaired else {})
 
 
-def read_lines(path: str | Path, ledger: Ledger) -> list[str]:
+def read_lines(path: str | Path, ledger: Ledger, limit: int | None = None) -> list[str]:
     r"""The lines of a file without their ends.
 
     Args:
         path: a UTF-8 file, plain or gzip; "-" reads standard input.
         ledger: account of the file; with on_bad_rows="skip" its `invalid` names the lines that are not UTF-8, whose
             bad bytes stand in the result as lone surrogates.
+        limit: bytes, unpacked, beyond which the file is refused; None: none.
 
     Returns:
         Lines in order; a closing "\n" starts no further line.
 
     Raises:
-        InputError: the file is missing, a folder, unreadable, a broken or foreign archive, in UTF-16, or (unless bad
-            rows are skipped) not UTF-8.
+        InputError: the file is missing, a folder, unreadable, a broken or foreign archive, in UTF-16, larger than the
+            limit, or (unless bad rows are skipped) not UTF-8.
     """
-    data = _bytes(path, ledger)
+    data = _bytes(path, ledger, limit)
     if data.startswith(b"\xef\xbb\xbf"):
         data, dropped = data[3:], 3
     else:
@@ -268,13 +270,14 @@ class RowError(Exception):
         self.field, self.reason = field, reason
 
 
-def _bytes(path: str | Path, ledger: Ledger) -> bytes:
+def _bytes(path: str | Path, ledger: Ledger, limit: int | None = None) -> bytes:
     if str(path) == "-":
         data = sys.stdin.buffer.read()
     else:
         file = Path(path)
         try:
-            data = file.read_bytes()
+            with file.open("rb") as opened:
+                data = opened.read(-1 if limit is None else limit + 1)
         except FileNotFoundError:
             near = _near(file.name, [p.name for p in file.parent.iterdir()] if file.parent.is_dir() else [])
             where = f"no such file{f'; near: {near}' if near else ''}"
@@ -290,13 +293,21 @@ def _bytes(path: str | Path, ledger: Ledger) -> bytes:
             raise ledger.fault(f"cannot be read: {error.strerror or error}") from None
     if data.startswith(b"\x1f\x8b"):
         try:
-            data = gzip.decompress(data)
+            if limit is None:
+                data = gzip.decompress(data)
+            else:
+                with gzip.GzipFile(fileobj=io.BytesIO(data)) as unpacked:
+                    data = unpacked.read(limit + 1)
         except EOFError:
             raise ledger.fault("the gzip file ends too early (a broken copy or download); get it again") from None
         except (OSError, zlib.error) as error:
             raise ledger.fault(f"the gzip file is damaged ({error}); get it again") from None
     elif str(path).endswith(".gz") and data:
         raise ledger.fault("named .gz but not gzip; rename it or compress it")
+    if limit is not None and len(data) > limit:
+        raise ledger.fault(
+            f"more than {limit / 2**20:.0f} MB of text, which this kind of file never has; is it the right one?"
+        )
     if data.startswith((b"PK\x03\x04", b"BZh", b"\xfd7zXZ")):
         raise ledger.fault("an archive or a spreadsheet (zip, xlsx, bz2, xz); unpack or export it to a text file")
     return data

@@ -1,5 +1,7 @@
 """Tensor functions without parameters."""
 
+from danlu.math.activations import activation, activation_name, gelu
+from danlu.math.attention_normalize import attention_normalize, softmax_plus_scale
 from danlu.math.metrics import (
     CalibrationBin,
     Report,
@@ -18,6 +20,7 @@ from danlu.math.metrics import (
     tag_accuracy,
 )
 from danlu.math.reduce import reduce_loss
+from danlu.math.repetition_metrics import longest_repeat, loop_counts, loop_period, rep_w, seq_rep_n
 from danlu.math.semiring import (
     chain_backward,
     chain_entropy,
@@ -46,7 +49,10 @@ __all__ = [
     "SCHEMES",
     "Score",
     "accuracy",
+    "activation",
+    "activation_name",
     "allowed_transitions",
+    "attention_normalize",
     "calibration_bins",
     "chain_backward",
     "chain_entropy",
@@ -59,14 +65,21 @@ __all__ = [
     "detect_scheme",
     "expected_calibration_error",
     "f1_from_counts",
+    "gelu",
     "illegal_steps",
     "logsumexp",
+    "longest_repeat",
+    "loop_counts",
+    "loop_period",
     "reduce_loss",
+    "rep_w",
     "repair_tags",
     "report_from_counts",
     "scheme_labels",
     "score_from_counts",
+    "seq_rep_n",
     "soft_confusion",
+    "softmax_plus_scale",
     "span_confusion",
     "span_counts",
     "span_report",

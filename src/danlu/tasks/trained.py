@@ -1,8 +1,5 @@
-"""A trained model folder, opened: evaluate it on a labelled file, predict on lines of text."""
+"""A trained model folder, opened: evaluate it on a labelled file, predict on texts."""
 
-import contextlib
-import gzip
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -17,7 +14,7 @@ from danlu.tasks.folder import read_task, read_tensors
 from danlu.tasks.spec import Spec
 from danlu.tasks.training import drop_unusable, read_part
 
-__all__ = ["Trained", "text_lines"]
+__all__ = ["Trained"]
 
 
 class Trained:
@@ -117,36 +114,3 @@ class Trained:
             with inference(self.device, self.precision):
                 results = self.task.predict(self.model, part)
             yield from results
-
-
-def text_lines(path: str) -> Iterator[str]:
-    """Lines of a UTF-8 file, "-" for standard input, .gz too, without their line ends.
-
-    Args:
-        path: file name or "-".
-
-    Yields:
-        Every line, empty ones too.
-
-    Raises:
-        InputError: no such file, a folder, invalid UTF-8 (named with its line).
-    """
-    try:
-        opened = gzip.open if path.endswith(".gz") else open
-        stream = sys.stdin.buffer if path == "-" else opened(path, "rb")
-    except FileNotFoundError:
-        raise InputError(f"no file {path}; give texts, a file, or - for standard input") from None
-    except IsADirectoryError:
-        raise InputError(f"{path} is a folder; give a file with one text a line") from None
-    with contextlib.nullcontext() if path == "-" else stream:
-        number = 0
-        try:
-            for number, raw in enumerate(stream):
-                yield raw.decode("utf-8").removeprefix("\ufeff" if number == 0 else "").rstrip("\r\n")
-        except UnicodeDecodeError as error:
-            raise InputError(
-                f"{path} line {number + 1}: not UTF-8 (byte {error.object[error.start]:#04x}); "
-                "convert it, for example with iconv -f gb18030 -t utf-8"
-            ) from None
-        except (gzip.BadGzipFile, EOFError) as error:
-            raise InputError(f"{path} after line {number}: damaged gzip ({error}); fetch or pack it again") from None

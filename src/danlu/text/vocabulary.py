@@ -32,6 +32,7 @@ _CJK = (  # ideographs alone; kana, hangul and bopomofo are letters to BERT
     *((0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xF900, 0xFAFF), (0x20000, 0x2A6DF)),
     *((0x2A700, 0x2B73F), (0x2B740, 0x2B81F), (0x2B820, 0x2CEAF), (0x2F800, 0x2FA1F)),
 )
+_LARGEST = 2**28  # bytes of a vocabulary, unpacked; a few MB of gzip can unpack to more than any memory
 
 
 if TYPE_CHECKING:  # only type checkers need them apart
@@ -61,7 +62,8 @@ def load_vocab(
         token -> id; with `simplified` that of the smaller vocabulary, and keep_tokens, the old id of each new one.
 
     Raises:
-        InputError: the file cannot be read, is not UTF-8 or holds no token, or startswith names what it does not hold.
+        InputError: the file cannot be read, is not UTF-8, unpacks to more than 256 MB or holds no token, or startswith
+            names what it does not hold.
         ValueError: startswith is given without `simplified`.
     """
     if startswith and not simplified:
@@ -69,7 +71,7 @@ def load_vocab(
     vocab: dict[str, int] = {}
     first: dict[str, int] = {}
     empty, twice = [], []
-    for number, line in enumerate(read_lines(path, Ledger(path))):
+    for number, line in enumerate(read_lines(path, Ledger(path), limit=_LARGEST)):
         token = _token(line)
         if not token:
             empty.append(number + 1)
