@@ -1,5 +1,7 @@
 """Contract rows of danlu.nn: one a public callable."""
 
+import functools
+
 import torch
 from contract import Row
 
@@ -239,13 +241,14 @@ _HEADS = (2, 3, 5, 4)
 ROWS += [
     Row("MultiHeadAttention", lambda: nn.MultiHeadAttention(5, 2, 3, 3), _sequence, (2, 4, 5)),
     Row("GatedAttentionUnit", lambda: nn.GatedAttentionUnit(5, 6, 4), _sequence, (2, 4, 5)),
-    Row("GatedAttentionUnit[squared_relu]", lambda: nn.GatedAttentionUnit(5, 6, 4, bias=True, normalization="squared_relu"),
+    Row("GatedAttentionUnit[bias]", lambda: nn.GatedAttentionUnit(5, 6, 4, bias=True, normalization="squared_relu"),
         _sequence, (2, 4, 5)),
     Row("FeedForward", lambda: nn.FeedForward(5, 7), lambda dtype: _sequence(dtype)[:1], (2, 4, 5)),
-    Row("FeedForward[gated]", lambda: nn.FeedForward(5, 7, "silu", gated=True), lambda dtype: _sequence(dtype)[:1], (2, 4, 5)),
+    Row("FeedForward[gated]", lambda: nn.FeedForward(5, 7, "silu", gated=True), lambda dtype: _sequence(dtype)[:1],
+        (2, 4, 5)),
     Row("attend", lambda: lambda *qkv: nn.attend(*qkv)[0], lambda dtype: (_normal(*_HEADS, dtype=dtype),) * 3, _HEADS),
     Row("unilm_mask", lambda: nn.unilm_mask, lambda dtype: (torch.tensor([[0, 0, 1]]),), (1, 3, 3)),
-    Row("causal_mask", lambda: lambda length: nn.causal_mask(len(length), len(length)), lambda dtype: (torch.zeros(3),), (3, 3)),
+    Row("causal_mask", lambda: lambda x: nn.causal_mask(len(x), len(x)), lambda dtype: (torch.zeros(3),), (3, 3)),
 ]  # fmt: skip
 
 # packed_linear
@@ -266,7 +269,7 @@ ROWS += [
     Row("PackedLinear[many]", lambda: nn.PackedLinear(_linear()), lambda d: (_normal(20, 5, dtype=d),), (20, 6)),
     Row(
         "pack_linears",
-        lambda: lambda x: nn.pack_linears(torch.nn.Sequential(_linear()))(x),
+        lambda: functools.partial(lambda layer, x: nn.pack_linears(torch.nn.Sequential(layer))(x), _linear()),
         lambda d: (_normal(2, 5, dtype=d),),
         (2, 6),
         no_compile="it changes a model; the model it makes is the PackedLinear above",

@@ -62,7 +62,9 @@ def test_fused_and_written_out_agree(mask, bias):
         assert none is None
         torch.testing.assert_close(fused, plain)
         torch.testing.assert_close(scores, Q @ K.mT * 0.3)  # before bias and mask
-        torch.testing.assert_close(fused, by_loops(Q, K, V, seen.expand(2, 1, 4, 4) if causal else mask, bias, 0.3, None, None))
+        torch.testing.assert_close(
+            fused, by_loops(Q, K, V, seen.expand(2, 1, 4, 4) if causal else mask, bias, 0.3, None, None)
+        )
 
 
 def test_a_causal_query_block_ends_at_the_last_key():
@@ -91,9 +93,13 @@ def test_padded_and_packed_agree():
     x = normal(3, 4, 6)
     for causal in (False, True):
         packed, padded = packed_layout(keep), padded_layout(3, 4, keep)
+        merged = packed_layout(keep, group_cost=1000)
+        c = merged.scatter(layer(merged.gather(x), AttentionContext(merged, causal=causal)))
         a = packed.scatter(layer(packed.gather(x), AttentionContext(packed, causal=causal)))
         b = padded.scatter(layer(padded.gather(x), AttentionContext(padded, causal=causal)))
         torch.testing.assert_close(a, b * keep[..., None])
+        torch.testing.assert_close(a, c)
+        assert len(merged.groups) == 1
         assert b.isfinite().all()
 
 
@@ -121,7 +127,9 @@ def test_realformer_sums_and_bert4keras_does_not():
             outs.append(layer(x, context))
         return outs, context.scores[0]
 
-    raw = [(layer.project(x)[0].transpose(0, 1) @ layer.project(x)[1].permute(1, 2, 0)) * layer.scale for layer in layers]
+    raw = [
+        (layer.project(x)[0].transpose(0, 1) @ layer.project(x)[1].permute(1, 2, 0)) * layer.scale for layer in layers
+    ]
     summed, handed = run("sum")
     last, own = run("last")
     torch.testing.assert_close(handed[0], raw[0] + raw[1] + raw[2])
@@ -133,7 +141,11 @@ def test_realformer_sums_and_bert4keras_does_not():
 def test_cross_attention_equals_the_formula():
     torch.manual_seed(0)
     layer = MultiHeadAttention(6, 2, 3, 4, bias=False, scaled=False).double()
-    x, source, keep = normal(2, 3, 6), normal(2, 5, 6), torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]], dtype=torch.bool)
+    x, source, keep = (
+        normal(2, 3, 6),
+        normal(2, 5, 6),
+        torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0]], dtype=torch.bool),
+    )
     got = layer.cross(x, source, mask=keep, bias=None, dropout=0.0)
     q, k, v = (
         linear(part).unflatten(-1, (2, -1)).transpose(1, 2)

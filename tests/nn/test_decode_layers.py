@@ -1,4 +1,4 @@
-"""DecodeLayers: against the same layers written with torch in float64, in decoding with beams and padding; when it says no."""
+"""DecodeLayers: against the same layers written with torch in float64, with beams and padding; when it says no."""
 
 import copy
 import pickle
@@ -124,7 +124,11 @@ def test_bfloat16_weights_any_number_of_threads(rows, threads):
     finally:
         torch.set_num_threads(number)
     expected = by_torch(layers, x, past, None, "gelu_tanh", False, KEY**-0.5, 1e-5)
-    torch.testing.assert_close(got.double(), expected, rtol=0, atol=1e-2 * expected.abs().max().item())  # new keys are rounded to bfloat16
+    torch.testing.assert_close(
+        got.double(), expected, rtol=0, atol=1e-2 * expected.abs().max().item()
+    )  # new keys are rounded to bfloat16
+    new = past[0][0][:, -1]  # what layer 0 stores is this, rounded to the nearest bfloat16, not cut
+    assert ((cache.read(0, 1)[0][:, -1].double() - new).abs() <= 2**-8 * new.abs() + 1e-5).all()
     assert stack(x.bfloat16(), started(rows, torch.bfloat16)[0]).dtype == torch.bfloat16
 
 

@@ -16,4 +16,8 @@ def test_plain_and_gated_by_hand():
 
 
 def test_names_are_those_of_the_checkpoints():
-    assert set(FeedForward(2, 3, gated=True, bias=False).state_dict()) == {"input.weight", "gate.weight", "output.weight"}
+    assert set(FeedForward(2, 3, gated=True, bias=False).state_dict()) == {
+        "input.weight",
+        "gate.weight",
+        "output.weight",
+    }

@@ -1,4 +1,4 @@
-"""KVCache: against rows kept as Python lists, torch's own attention, with and without the kernel; its table, its messages."""
+"""KVCache: against rows kept as Python lists and torch's own attention, with and without the kernel; messages."""
 
 import math
 
@@ -82,7 +82,9 @@ def test_beams_equal_rows_that_are_copied(kernels, dtype, padded):
             bias = normal(1, HEADS, new, cache.length + new) if layer else None
             got = cache.attend(layer, queries, 0.3, bias)
             assert got.dtype == dtype
-            torch.testing.assert_close(got.double(), oracle[layer].attend(queries, 0.3, bias), rtol=0, atol=TOLERANCE[dtype])
+            torch.testing.assert_close(
+                got.double(), oracle[layer].attend(queries, 0.3, bias), rtol=0, atol=TOLERANCE[dtype]
+            )
             read = torch.stack([torch.stack([key for key, _, _ in row]) for row in oracle[layer].rows])
             torch.testing.assert_close(cache.read(layer, new)[0].double(), read, rtol=0, atol=0)
         cache.advance(new)
@@ -96,7 +98,9 @@ def test_bias_is_broadcast_over_rows_and_heads(kernels, bias_shape):
     cache.store(0, keys, values)
     oracle.append(keys, values)
     bias = normal(*bias_shape, 1, 33) * 3
-    torch.testing.assert_close(cache.attend(0, queries, 0.5, bias).double(), oracle.attend(queries, 0.5, bias), rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        cache.attend(0, queries, 0.5, bias).double(), oracle.attend(queries, 0.5, bias), rtol=0, atol=1e-5
+    )
 
 
 def test_a_prompt_is_causal_attention(kernels):
@@ -144,7 +148,9 @@ def test_a_query_without_any_key_gets_zeros(kernels, new):
 
 def test_scores_of_hundreds_neither_overflow_nor_vanish(kernels):
     cache = KVCache(1, 1, 1, 1, 1, 3)
-    cache.store(0, torch.tensor([500.0, 499.0, -500.0]).view(1, 3, 1, 1), torch.tensor([1.0, 2.0, 9.0]).view(1, 3, 1, 1))
+    cache.store(
+        0, torch.tensor([500.0, 499.0, -500.0]).view(1, 3, 1, 1), torch.tensor([1.0, 2.0, 9.0]).view(1, 3, 1, 1)
+    )
     expected = (math.e * 1 + 2) / (math.e + 1)
     assert cache.attend(0, torch.ones(1, 1, 1, 1), 1.0).item() == pytest.approx(expected, rel=1e-6)
 
@@ -214,7 +220,9 @@ def test_messages_say_what_was_given_and_what_to_do():
         cache.advance(3)
     cache.store(1, keys, values)
     cache.advance(3)
-    with pytest.raises(ValueError, match="holds 4 positions; 3 are taken and 3 more do not fit. Make it with a greater capacity"):
+    with pytest.raises(
+        ValueError, match=r"holds 4 positions; 3 are taken and 3 more do not fit. Make it with a greater capacity"
+    ):
         cache.store(0, keys, values)
     with pytest.raises(ValueError, match=r"queries \(R, t, H, K\) = \(2, t, 3, 8\); got \(1, 1, 3, 8\)"):
         cache.attend(0, torch.zeros(1, 1, HEADS, KEY), 1.0)

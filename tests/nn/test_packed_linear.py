@@ -1,4 +1,4 @@
-"""PackedLinear: against float64 sums by hand and nn.Linear, every engine; what it keeps, joins, replaces; its messages."""
+"""PackedLinear: against float64 sums by hand and nn.Linear, every engine; what it keeps and joins; messages."""
 
 import copy
 import pickle
@@ -41,7 +41,9 @@ def by_hand(x, linear, dtype):
     weight = linear.weight.detach().to(dtype).double().tolist()
     bias = [0.0] * len(weight) if linear.bias is None else linear.bias.detach().to(dtype).double().tolist()
     flat = x.double().reshape(-1, x.shape[-1]).tolist()
-    sums = [[sum(a * b for a, b in zip(row, w, strict=True)) + c for w, c in zip(weight, bias, strict=True)] for row in flat]
+    sums = [
+        [sum(a * b for a, b in zip(row, w, strict=True)) + c for w, c in zip(weight, bias, strict=True)] for row in flat
+    ]
     return torch.tensor(sums, dtype=torch.float64).reshape(*x.shape[:-1], len(weight))
 
 
@@ -167,7 +169,9 @@ def test_without_onednn_the_plain_product_serves(kernels, monkeypatch):
 @pytest.mark.parametrize("rows", [2, 30])
 def test_gradients_are_refused(kernels, rows):
     packed, x = PackedLinear(linear_of(6, 5)), torch.randn(rows, 5, requires_grad=True)
-    with pytest.raises(RuntimeError, match=r"no gradients and its input asks for one: call the model inside torch.no_grad"):
+    with pytest.raises(
+        RuntimeError, match=r"no gradients and its input asks for one: call the model inside torch.no_grad"
+    ):
         packed(x)
     with torch.no_grad():
         assert packed(x).shape == (rows, 6)

@@ -20,7 +20,6 @@ def rng() -> np.random.Generator:
     return np.random.default_rng(3)
 
 
-
 def random_counts(seeds: int, examples: int, rng: np.random.Generator, gold: np.ndarray | None = None) -> np.ndarray:
     gold = rng.poisson(2.0, examples) if gold is None else gold
     correct = rng.binomial(np.broadcast_to(gold, (seeds, examples)), 0.8)

@@ -137,6 +137,8 @@ def test_mixtures_are_no_family():
     found = guess(without_norms)
     assert (found.family, found.candidates, found.layout) == (None, (), "bert")
     assert "no family has this mixture" in found.reasons
+    bare = {name: shape for name, shape in made("roformer").items() if not name.endswith("bias")}  # norms, no biases
+    assert guess(bare).candidates == ()
 
 
 NAMES = sorted(

@@ -1,6 +1,7 @@
-"""Every run of bert4keras on every family: its checkpoint loaded by load_tf, its outputs within 1e-5 of the largest one.
+"""Every run of bert4keras on every family: checkpoints through load_tf, outputs within 1e-5 of the largest one.
 
-Packed and padded, each run twice. Positions of padding are not compared: the reference computes them, nobody reads them.
+Packed and padded, each run twice. Positions of padding are not compared: the reference computes them, nobody reads
+them.
 """
 
 import json
@@ -72,8 +73,16 @@ def settings(folder, run):
 def condition_norms(model, weights):
     """Put the extra kernels of conditional norms, in the reference's order of creation, into the model."""
     for layer in {name.rsplit("/", 2)[0] for name in weights}:
-        kernels = [weights[f"{layer}/dense{suffix}/kernel"] for suffix in ("", "_1", "_2") if f"{layer}/dense{suffix}/kernel" in weights]
-        block = model.layers[int(layer.split("-")[1]) if layer.split("-")[1].isdigit() else 0] if layer.startswith("T") else None
+        kernels = [
+            weights[f"{layer}/dense{suffix}/kernel"]
+            for suffix in ("", "_1", "_2")
+            if f"{layer}/dense{suffix}/kernel" in weights
+        ]
+        block = (
+            model.layers[int(layer.split("-")[1]) if layer.split("-")[1].isdigit() else 0]
+            if layer.startswith("T")
+            else None
+        )
         if block is None:
             norm = model.embeddings.norm
         else:

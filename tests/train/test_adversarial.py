@@ -221,9 +221,7 @@ def test_slope_of_the_value():
     _, x, loss_fn = two_numbers()
     loss = loss_fn()
     (g,) = torch.autograd.grad(loss, x)
-    errors = [
-        abs(fgm_backward(loss_fn, x, e).item() - loss.item() - e * g.norm().item()) for e in (1e-1, 1e-2, 1e-3)
-    ]
+    errors = [abs(fgm_backward(loss_fn, x, e).item() - loss.item() - e * g.norm().item()) for e in (1e-1, 1e-2, 1e-3)]
     assert math.log10(errors[1] / errors[2]) == pytest.approx(2, abs=0.1)
     assert math.log10(errors[0] / errors[1]) == pytest.approx(2, abs=0.3)
 

@@ -58,6 +58,30 @@ class ListWhat(StrEnum):
     methods, recipes, tricks, tasks, data = "methods", "recipes", "tricks", "tasks", "data"
 
 
+class ModelFormat(StrEnum):
+    """What `danlu convert` writes."""
+
+    hf, tf, onnx = "hf", "tf", "onnx"
+
+
+class Application(StrEnum):
+    """Which tokens a token sees."""
+
+    encoder, lm, unilm = "encoder", "lm", "unilm"
+
+
+class Stored(StrEnum):
+    """Type of stored weights."""
+
+    fp32, bf16, fp16 = "fp32", "bf16", "fp16"
+
+
+class Compat(StrEnum):
+    """Whose epsilons and gelu a model computes with."""
+
+    upstream, bert4keras = "upstream", "bert4keras"
+
+
 Train = Annotated[
     str,
     typer.Option(
@@ -90,6 +114,9 @@ PrecisionOption = Annotated[
 Threads = Annotated[int | None, typer.Option("--threads", min=1, max=1024, help="threads of one process")]
 OnBadRows = Annotated[BadRows, typer.Option("--on-bad-rows", help="skipped rows are counted and listed")]
 Format = Annotated[str, typer.Option("--format", help="auto, jsonl, csv, tsv, conll or segmented")]
+Family = Annotated[
+    str | None, typer.Option("--family", help="bert, roformer, t5.1.1 ... where the files do not tell", metavar="F")
+]
 Json = Annotated[bool, typer.Option("--json", help="one JSON value on stdout, for machines")]
 
 
@@ -398,6 +425,74 @@ def run(
             on_event=progress,
         )
     print_recipe(record, as_json=json)
+
+
+@app.command()
+def inspect(
+    checkpoint: Annotated[Path, typer.Argument(help="HuggingFace folder, TensorFlow checkpoint, Keras weights")],
+    family: Family = None,
+    variables: Annotated[bool, typer.Option("--variables", help="every variable, not the first of each kind")] = False,
+    json: Json = False,
+) -> None:
+    """What a model's files hold: family, sizes, heads, and what would load where."""
+    from danlu.cli.models import print_inspection, told_warnings
+    from danlu.text.inspect_model import inspect_model
+
+    with told_warnings():
+        found = inspect_model(checkpoint, family)
+    print_inspection(found, variables, as_json=json)
+
+
+@app.command()
+def convert(
+    source: Annotated[
+        Path, typer.Argument(help="HuggingFace folder, TensorFlow checkpoint, Keras weights", metavar="SRC")
+    ],
+    target: Annotated[Path, typer.Argument(help="folder to make; with --to onnx also a name.onnx", metavar="DST")],
+    to: Annotated[ModelFormat, typer.Option("--to", help="what to write", show_default=False)],
+    family: Family = None,
+    application: Annotated[Application | None, typer.Option("--application", help="which tokens a token sees")] = None,
+    heads: Annotated[
+        list[str] | None,
+        typer.Option("--heads", help="pooler,nsp,mlm,discriminator [default: those there]", metavar="HEAD,..."),
+    ] = None,
+    layers: Annotated[int | None, typer.Option("--layers", min=1, help="only the first layers", metavar="N")] = None,
+    vocab: Annotated[
+        Path | None, typer.Option("--vocab", help="vocabulary [default: beside SRC]", metavar="FILE")
+    ] = None,
+    simplify_vocab: Annotated[
+        bool, typer.Option("--simplify-vocab", help="leave out tokens that no Chinese text reaches")
+    ] = False,
+    dtype: Annotated[Stored, typer.Option("--dtype", help="type of the stored weights")] = Stored.fp32,
+    compat: Annotated[
+        Compat | None, typer.Option("--compat", help="whose epsilons and gelu [default: upstream]")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option("--config", help="configuration [default: the one beside SRC]", metavar="FILE")
+    ] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="a field of the model's configuration", metavar="NAME=VALUE")
+    ] = None,
+    allow_missing: Annotated[
+        bool, typer.Option("--allow-missing", help="weights that SRC lacks start at random")
+    ] = False,
+    overwrite: Overwrite = False,
+    json: Json = False,
+) -> None:
+    """Write a model of one library as another's: HuggingFace, TensorFlow or ONNX."""
+    from danlu.cli.models import load_options, print_conversion, told_warnings
+    from danlu.text.convert_model import convert_model
+
+    options = load_options(
+        family=family, application=application, heads=heads, num_layers=layers, compat=compat,
+        config=None if config is None else str(config), allow_missing=allow_missing, settings=set_,
+    )  # fmt: skip
+    with told_warnings():
+        done = convert_model(
+            source, target, to.value, vocab=vocab, simplify=simplify_vocab, dtype=dtype.value, overwrite=overwrite,
+            **options,
+        )  # fmt: skip
+    print_conversion(done, as_json=json)
 
 
 @app.command()

@@ -4,18 +4,19 @@ r"""Compiled steps of decoding on CPU tensors: a few rows times a matrix, one qu
     out_r = sum_p softmax_p(q_r k_{a(r,p)}(p) + bias) v_{a(r,p)}(p)                                           (2)
     h = norm(x);  x = r + W_o attend(W_qkv h);  h = norm(x);  x = r + W_2 act(W_1 h);  r = x or h             (3)
 
-(1) and (2) read each number of W, or of the cache, once and do little with it: memory is what they wait for. So (1) reads four rows
-of W at a time and asks for the next four beforehand, multiplies all x with them while they are near, and takes W as it lies,
-in float32 or in bfloat16 (16 bits moved to the upper half of a float32). Sums run in float32.
+(1) and (2) read each number of W, or of the cache, once and do little with it: memory is what they wait for. So (1)
+reads four rows of W at a time and asks for the next four beforehand, multiplies all x with them while they are near,
+and takes W as it lies, in float32 or in bfloat16 (16 bits moved to the upper half of a float32). Sums run in float32.
 
 The work is cut into small pieces, and each thread takes the next piece when it is done with one, so a thread that lost
-its core for a while delays nobody. The threads are those of torch itself: compiled functions with C's calling convention
-are handed to the OpenMP library that torch has loaded, which starts them within microseconds, waits as torch's own operators
-do, and leaves no second pool to compete for the cores.
+its core for a while delays nobody. The threads are those of torch itself: compiled functions with C's calling
+convention are handed to the OpenMP library that torch has loaded, which starts them within microseconds, waits as
+torch's own operators do, and leaves no second pool to compete for the cores.
 
-(3) is one token through all layers in a single call, the threads meeting at barriers: between two products nothing of Python
-or torch runs, whose code the stream of weights pushes out of the caches. r = x makes pre-norm layers; r = h post-norm ones,
-whose norms each move to the place behind, so that the first is none and the last is left to the caller.
+(3) is one token through all layers in a single call, the threads meeting at barriers: between two products nothing of
+Python or torch runs, whose code the stream of weights pushes out of the caches. r = x makes pre-norm layers; r = h
+post-norm ones, whose norms each move to the place behind, so that the first is none and the last is left to the
+caller.
 
 Source: (1) and (2) are the textbook's; the arrangement is ours.
 Shapes: M rows of x, N outputs, K inputs; R rows, P stored rows, H heads, n positions, C capacity, D and V features.
@@ -32,7 +33,6 @@ from typing import Any
 import numba
 import numpy as np
 import torch
-from llvmlite import ir
 from numba import carray, types
 from numba.core import cgutils
 from numba.extending import intrinsic
@@ -40,6 +40,7 @@ from torch import Tensor
 
 __all__ = ["FORMS", "attend", "attends", "linear", "through_layers"]
 
+ir = cgutils.ir  # llvmlite's
 PIECE = 64  # rows of W that a thread takes at a time
 PAIRS = 4  # (row, head) pairs that it takes at a time
 OPTIONS: dict[str, Any] = {"fastmath": {"contract", "reassoc", "nsz"}, "error_model": "numpy"}
@@ -59,11 +60,18 @@ def attends(queries: Tensor, keys: Tensor) -> bool:
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Eq. (1): x (M, K) float32, weight (N, K) float32 or bfloat16, bias (N,) float32; contiguous all; (M, N) float32."""
+    """Eq. (1): x (M, K) float32, weight (N, K) float32 or bfloat16, bias (N,) float32, contiguous; (M, N) float32."""
     out = torch.empty(len(x), len(weight))
     _run(
         _linear_of(weight.dtype),
-        [x.data_ptr(), weight.data_ptr(), 0 if bias is None else bias.data_ptr(), out.data_ptr(), len(x), *weight.shape],
+        [
+            x.data_ptr(),
+            weight.data_ptr(),
+            0 if bias is None else bias.data_ptr(),
+            out.data_ptr(),
+            len(x),
+            *weight.shape,
+        ],
         weight.numel(),
     )
     return out
@@ -73,7 +81,8 @@ def attend(
     queries: Tensor, keys: Tensor, values: Tensor, table: Tensor | None, keep: Tensor | None, bias: Tensor | None,
     length: int, scale: float,
 ) -> Tensor:  # fmt: skip
-    """Eq. (2): queries (R, 1, H, D), keys (P, H, C, D), values (P, H, C, V), table (R, C) int32 or None: a(r, p) = r, keep
+    """Eq. (2): queries (R, 1, H, D), keys (P, H, C, D), values (P, H, C, V), table (R, C) int32 or None: a(r, p) = r,
+    keep
     (R, C) bool, bias (R, H, 1, n) of any strides; (R, 1, H, V) in the dtype of the queries."""
     rows, _, heads, size = queries.shape
     stored, _, capacity, value_size = values.shape
@@ -95,10 +104,11 @@ def through_layers(
 ) -> Tensor:  # fmt: skip
     """Eq. (3) for one new token of each row, whose keys and values are also stored.
 
-    x (M, D) float32; layers (L, 14) int64: addresses of the joined weight and bias of query, key and value, of the output's,
-    of those of both products of the feed-forward layer (weights in `dtype`, biases float32), of gain and shift of the two
-    norms (float32, 0: no norm), of the keys (P, H, C, K) and values (P, H, C, V); sizes are heads H, K, V, inner size F,
-    stored rows P, capacity C, positions n with the new one, activation (`FORMS`) and 1 for r = h, else 0.
+    x (M, D) float32; layers (L, 14) int64: addresses of the joined weight and bias of query, key and value, of the
+    output's, of those of both products of the feed-forward layer (weights in `dtype`, biases float32), of gain and
+    shift of the two norms (float32, 0: no norm), of the keys (P, H, C, K) and values (P, H, C, V); sizes are heads H,
+    K, V, inner size F, stored rows P, capacity C, positions n with the new one, activation (`FORMS`) and 1 for r = h,
+    else 0.
     """
     heads, key_size, value_size, inner = sizes[:4]
     rows, dim = x.shape
@@ -118,7 +128,7 @@ def through_layers(
 
 
 def _openmp() -> tuple[Any, int]:
-    """`GOMP_parallel` of the library that torch has loaded, and where its barrier is; ImportError where there is none."""
+    """`GOMP_parallel` of the library that torch has loaded, and where its barrier is; ImportError without it."""
     here = Path(torch.__file__).parent
     names = ["libgomp.so.1", *sorted(map(str, [*here.glob("lib/libgomp*"), *here.parent.glob("torch.libs/libgomp*")]))]
     for name in names:
@@ -335,7 +345,9 @@ def _sigmoid(x):  # type: ignore[no-untyped-def]
     return (ONE if x >= ZERO else e) / (ONE + e)
 
 
-P_ERF, A1, A2, A3, A4, A5 = (np.float32(v) for v in (0.3275911, 0.254829592, -0.284496736, 1.421413741, -1.453152027, 1.061405429))
+P_ERF, A1, A2, A3, A4, A5 = (
+    np.float32(v) for v in (0.3275911, 0.254829592, -0.284496736, 1.421413741, -1.453152027, 1.061405429)
+)
 ROOT_HALF, ROOT, CUBE, STEEP = (np.float32(v) for v in (0.5**0.5, (2 / np.pi) ** 0.5, 0.044715, 1.702))
 
 
@@ -526,10 +538,16 @@ def _layers_of(dtype):  # type: ignore[no-untyped-def]
         eps, scale = np.float32(numbers[0]), np.float32(numbers[1])
         width, wide = heads * value_size, heads * (2 * size + value_size)
         x, spare = carray(_pointer(a[1]), (rows, dim), np.float32), carray(_pointer(a[2]), (rows, dim), np.float32)
-        joined, seen = carray(_pointer(a[3]), (rows, wide), np.float32), carray(_pointer(a[4]), (rows, width), np.float32)
+        joined, seen = (
+            carray(_pointer(a[3]), (rows, wide), np.float32),
+            carray(_pointer(a[4]), (rows, width), np.float32),
+        )
         seen_by_head = carray(_pointer(a[4]), (rows, heads, value_size), np.float32)
         middle = carray(_pointer(a[5]), (rows, inner), np.float32)
-        table, keep = carray(_pointer(a[6]), (rows, capacity), np.int32), carray(_pointer(a[7]), (rows, capacity), np.bool_)
+        table, keep = (
+            carray(_pointer(a[6]), (rows, capacity), np.int32),
+            carray(_pointer(a[7]), (rows, capacity), np.bool_),
+        )
         no_bias, no_strides = carray(_pointer(a[1]), 1, np.float32), a[:3]
         h, q = np.empty((rows, dim), np.float32), np.empty((rows, heads, size), np.float32)
         for i in range(layers):
@@ -549,7 +567,20 @@ def _layers_of(dtype):  # type: ignore[no-untyped-def]
                 high = min(rows * heads, low + PAIRS)
                 _remember(joined, keys, values, n - 1, q, scale, low, high)
                 _look_back(
-                    q, keys, values, table, a[6] != 0, keep, a[7] != 0, no_bias, False, no_strides, n, seen_by_head, low, high
+                    q,
+                    keys,
+                    values,
+                    table,
+                    a[6] != 0,
+                    keep,
+                    a[7] != 0,
+                    no_bias,
+                    False,
+                    no_strides,
+                    n,
+                    seen_by_head,
+                    low,
+                    high,
                 )
             _meet(barrier)
             w, b = carray(_pointer(t[2]), (dim, width), kind), carray(_pointer(t[3]), dim, np.float32)

@@ -1,14 +1,16 @@
-r"""Multi-head attention over padded, packed or cached sequences, with every position bias of the families of bert4keras.
+r"""Multi-head attention over padded, packed or cached sequences, with the position biases of all our families.
 
     scores_jl = (q_j . k_l + q_j . R_{jl}) / sqrt(k) + b_{jl} + previous_jl                                   (1)
     output_j  = sum_l softmax_l(scores_jl) (v_l + R_{jl})                                                      (2)
 
-R are NEZHA's fixed relative vectors, b an additive bias (T5's buckets), previous RealFormer's scores of the layer before; each
-is absent in most models. Where neither R nor previous is asked for, the fused kernel `scaled_dot_product_attention` computes
-(1) and (2). A query that may see no key sees itself: rows of padding stay finite and nobody reads them.
+R are NEZHA's fixed relative vectors, b an additive bias (T5's buckets), previous RealFormer's scores of the layer
+before; each is absent in most models. Where neither R nor previous is asked for, the fused kernel
+`scaled_dot_product_attention` computes (1) and (2). A query that may see no key sees itself: rows of padding stay
+finite and nobody reads them.
 
 Source: Vaswani et al., 2017, arXiv:1706.03762; Wei et al., 2019, arXiv:1909.00204 (NEZHA); Raffel et al., 2019,
-arXiv:1910.10683 (T5, no scale); He et al., 2020, arXiv:2012.11747 (RealFormer); Dong et al., 2019, arXiv:1905.03197 (UniLM).
+arXiv:1910.10683 (T5, no scale); He et al., 2020, arXiv:2012.11747 (RealFormer); Dong et al., 2019, arXiv:1905.03197
+(UniLM).
 Shapes: B sequences, T queries, S keys, H heads, K features of a key, V of a value, N tokens, D features.
 """
 
@@ -50,7 +52,7 @@ def causal_mask(queries: int, keys: int, device: torch.device | None = None) -> 
 
 
 def unilm_mask(segment_ids: Tensor) -> Tensor:
-    """True where a query may see a key: the source, segment 0, in both directions, the target only what stands before it.
+    """True where a query may see a key: all of the source, segment 0, and of the target what stands before it.
 
     Args:
         segment_ids: (B, T) int64, 0 for the source and 1 for the target.
@@ -156,6 +158,7 @@ class AttentionContext:
         realformer: "off", "sum" (every earlier layer's scores) or "last" (bert4keras: only those of the layer before).
         cache: keys and values of earlier calls; None: this call is all there is.
         scores: RealFormer's scores handed on, one a group; filled while the layers run.
+        mask_cache: what `masks` has made.
     """
 
     layout: Layout
@@ -168,17 +171,23 @@ class AttentionContext:
     realformer: str = "off"
     cache: KVCache | None = None
     scores: list[Tensor] = field(default_factory=list)
-    _masks: list[Tensor | None] | None = None
+    mask_cache: list[Tensor | None] | None = None
+
+    def is_plain(self) -> bool:
+        """Whether eqs. (1) and (2) have no part but the products, so that one fused call a group does it all."""
+        absent = (self.rotary, self.relative, self.bias, self.cache)
+        return self.realformer == "off" and all(part is None for part in absent)
 
     def masks(self) -> list[Tensor | None]:
         """One bool mask (count, 1, T or 1, T) a group, or None where every key is seen (up to causality)."""
-        if self._masks is None:
+        if self.mask_cache is None:
             segments = [None] * len(self.layout.groups) if self.unilm is None else self.layout.split(self.unilm)
-            self._masks = [self._mask(part) for part in segments]
-        return self._masks
+            keeps = (group.keep if self.layout.keep is None else self.layout.keep for group in self.layout.groups)
+            self.mask_cache = [self._mask(part, keep) for part, keep in zip(segments, keeps, strict=True)]
+        return self.mask_cache
 
     def remember(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Store keys (N, H, K) and values of the new tokens; all keys and values (R, S, H, ...) so far and their mask."""
+        """Store keys (N, H, K) and values of new tokens; returns all keys and values (R, S, H, ...) and their mask."""
         assert self.cache is not None
         cache, shape = self.cache, self.layout.shape
         cache.store(layer, key.unflatten(0, shape), value.unflatten(0, shape))
@@ -193,8 +202,7 @@ class AttentionContext:
             mask = mask & cache.keep[:, None, None, : keys.shape[1]]
         return keys, values, mask
 
-    def _mask(self, segments: Tensor | None) -> Tensor | None:
-        keep = self.layout.keep
+    def _mask(self, segments: Tensor | None, keep: Tensor | None) -> Tensor | None:
         mask = None if segments is None else unilm_mask(segments)[:, None]  # (B, 1, T, T)
         if keep is None:
             return mask
@@ -222,7 +230,9 @@ def over_batch(layer: nn.Module, x: Tensor, mask: Tensor | None) -> Tensor:
     """
     if x.ndim != 3 or (mask is not None and mask.shape != x.shape[:2]):
         given = "no mask" if mask is None else f"mask {tuple(mask.shape)}"
-        raise ValueError(f"without an AttentionContext x must be (B, T, D) and mask (B, T); got {tuple(x.shape)} and {given}")
+        raise ValueError(
+            f"without an AttentionContext x must be (B, T, D) and mask (B, T); got {tuple(x.shape)} and {given}"
+        )
     layout = padded_layout(*x.shape[:2], None if mask is None else some_key(mask.bool()), x.device)
     return layout.scatter(layer(layout.gather(x), AttentionContext(layout)))
 
@@ -253,9 +263,11 @@ class MultiHeadAttention(nn.Module):
         self.joined: nn.Module | None = None  # one product for all three, put here by danlu.text.inference
 
     def forward(self, x: Tensor, context: AttentionContext | Tensor | None = None, layer: int = 0) -> Tensor:
-        """Outputs for tokens (N, D) in a context, or for a batch (B, T, D) with a mask (B, T), True for tokens, or None."""
+        """Outputs for tokens (N, D) in a context, or for a batch (B, T, D) with a mask (B, T), True for tokens."""
         if not isinstance(context, AttentionContext):
             return over_batch(self, x, context)
+        if self.joined is not None and context.is_plain() and self.key_dim == self.value_dim:
+            return self.output(self._side_by_side(self.joined(x), context))
         query, key, value = self.project(x)  # (N, H, K or V)
         if context.rotary is not None:
             cos, sin = (part[:, None] for part in context.rotary)  # (N, 1, K)
@@ -275,11 +287,13 @@ class MultiHeadAttention(nn.Module):
                 previous=context.scores[i] if context.scores else None,
                 return_scores=context.realformer != "off",
             )  # fmt: skip
-            outputs.append(output.transpose(1, 2).reshape(-1, self.num_heads * self.value_dim))
+            outputs.append(output.transpose(1, 2).flatten(2))
             if scores is not None:
-                handed.append(scores if context.realformer == "last" or not context.scores else scores + context.scores[i])
+                handed.append(
+                    scores if context.realformer == "last" or not context.scores else scores + context.scores[i]
+                )
         context.scores = handed
-        return self.output(outputs[0] if len(outputs) == 1 else torch.cat(outputs))
+        return self.output(context.layout.join(outputs))
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values (N, H, K or V) of hidden states (N, D)."""
@@ -293,6 +307,17 @@ class MultiHeadAttention(nn.Module):
             key.unflatten(1, (self.num_heads, self.key_dim)),
             value.unflatten(1, (self.num_heads, self.value_dim)),
         )
+
+    def _side_by_side(self, joined: Tensor, context: AttentionContext) -> Tensor:
+        """What enters the last product, (N, HV), from queries, keys and values side by side (N, 3HK)."""
+        outputs = []
+        for part, mask in zip(context.layout.split(joined), context.masks(), strict=True):
+            query, key, value = part.unflatten(2, (3, self.num_heads, self.key_dim)).permute(2, 0, 3, 1, 4)
+            output = F.scaled_dot_product_attention(
+                query, key, value, mask, context.dropout, is_causal=context.causal and mask is None, scale=self.scale
+            )
+            outputs.append(output.transpose(1, 2).flatten(2))
+        return context.layout.join(outputs)
 
     def _cached(self, query: Tensor, key: Tensor, value: Tensor, context: AttentionContext, layer: int) -> Tensor:
         cache, plain = context.cache, context.relative is None and context.realformer == "off"
@@ -312,7 +337,9 @@ class MultiHeadAttention(nn.Module):
             previous=context.scores[0] if context.scores else None, return_scores=context.realformer != "off",
         )  # fmt: skip
         if scores is not None:
-            context.scores = [scores if context.realformer == "last" or not context.scores else scores + context.scores[0]]
+            context.scores = [
+                scores if context.realformer == "last" or not context.scores else scores + context.scores[0]
+            ]
         return output.transpose(1, 2).flatten(0, 1)
 
     def cross(self, x: Tensor, context: Tensor, *, mask: Tensor | None, bias: Tensor | None, dropout: float) -> Tensor:

@@ -4,12 +4,13 @@ r"""One new token of each row through all layers of a transformer in a single co
     post-norm    x = norm(x + W_o attend(W_qkv x));          x = norm(x + W_2 act(W_1 x))                     (2)
 
 A step of decoding does so little between two readings of weights that the time of a small model goes into the calls
-themselves. `DecodeLayers` hands a whole stack to the kernel (numba, pip install "danlu[fast]") and keeps the cache in step.
-Whoever uses it asks `takes` first and runs the ordinary modules where the answer is no: prompts, many rows, other devices,
-no kernel. What the ordinary modules compute is the reference.
+themselves. `DecodeLayers` hands a whole stack to the kernel (numba, pip install "danlu[fast]") and keeps the cache in
+step. Whoever uses it asks `takes` first and runs the ordinary modules where the answer is no: prompts, many rows,
+other devices, no kernel. What the ordinary modules compute is the reference.
 
 Source: (1) Radford et al., 2019 (GPT-2); (2) Vaswani et al., 2017, arXiv:1706.03762.
-Shapes: M rows of one token each, D features, H heads, K and V features of a key and a value, F inner features, L layers.
+Shapes: M rows of one token each, D features, H heads, K and V features of a key and a value, F inner features, L
+layers.
 """
 
 from collections.abc import Sequence
@@ -64,6 +65,7 @@ class DecodeLayers:
     Raises:
         ValueError: no layers, sizes or dtypes that do not fit together, an activation the kernel does not have.
 
+    >>> import torch
     >>> def linear(n, k):
     ...     return PackedLinear(torch.zeros(n, k), bias=torch.zeros(n))
     >>> norm = (torch.ones(2), torch.zeros(2))
@@ -96,12 +98,19 @@ class DecodeLayers:
             fits = shapes == [(wide, dim), (dim, width), (inner, dim), (dim, inner)] and norms == [(dim,)] * 4
             if not fits or 2 * num_heads * key_dim + width != wide or width % num_heads:
                 raise ValueError(
-                    f"layer {i} does not fit {num_heads} heads with keys of {key_dim} and the sizes of layer 0: weights (N, K) are "
-                    f"{shapes}, norms {norms}"
+                    f"layer {i} does not fit {num_heads} heads with keys of {key_dim} and the sizes of layer 0: "
+                    f"weights (N, K) are {shapes}, norms {norms}"
                 )
             if {part.weight.dtype for part in parts} != {first.joined.weight.dtype}:
-                raise ValueError(f"layer {i} mixes dtypes: {[str(part.weight.dtype) for part in parts]}; pack all in one")
-        self.dtype, self.dim, self.eps, self.activation = first.joined.weight.dtype, dim, eps, activation_name(activation)
+                raise ValueError(
+                    f"layer {i} mixes dtypes: {[str(part.weight.dtype) for part in parts]}; pack all in one"
+                )
+        self.dtype, self.dim, self.eps, self.activation = (
+            first.joined.weight.dtype,
+            dim,
+            eps,
+            activation_name(activation),
+        )
         self.num_heads, self.key_dim, self.value_dim, self.inner_dim = num_heads, key_dim, width // num_heads, inner
         self.post_norm, self.scale = post_norm, key_dim**-0.5 if scale is None else scale
         self._tensors = [_tensors(layer) for layer in layers]  # held, so that their addresses stay true
@@ -144,9 +153,9 @@ class DecodeLayers:
         """
         if not self.takes(x, cache):
             raise ValueError(
-                f"this stack takes up to {KERNEL_ROWS} rows of {self.dim} features on the CPU and a cache of its own sizes in "
-                f"{self.dtype}, with the kernel of danlu[fast]; got {tuple(x.shape)} on {x.device}. Ask takes() first, and run "
-                "the ordinary layers where it says no"
+                f"this stack takes up to {KERNEL_ROWS} rows of {self.dim} features on the CPU and a cache of its "
+                f"own sizes in {self.dtype}, with the kernel of danlu[fast]; got {tuple(x.shape)} on {x.device}. "
+                "Ask takes() first, and run the ordinary layers where it says no"
             )
         kernel = decode_kernel()
         assert kernel is not None
@@ -157,13 +166,12 @@ class DecodeLayers:
             addresses = np.concatenate([self._own_addresses(), np.array(places, np.int64)], axis=1)
             sizes = (self.num_heads, self.key_dim, self.value_dim, self.inner_dim, stored, capacity, length)
             sizes = (*sizes, kernel.FORMS[self.activation], int(self.post_norm))
-            return kernel.through_layers(
-                x.float(), addresses, sizes, self.eps, self.scale, self.dtype, table, keep
-            )
+            return kernel.through_layers(x.float(), addresses, sizes, self.eps, self.scale, self.dtype, table, keep)
 
         out = cache.step(run)
         if self.post_norm:
-            out = F.layer_norm(out, (self.dim,), *self._last, self.eps)  # eq. (2)
+            weight, bias = self._last
+            out = F.layer_norm(out, (self.dim,), weight, bias, self.eps)  # eq. (2)
         return out.to(x.dtype)
 
     def _own_addresses(self) -> np.ndarray:

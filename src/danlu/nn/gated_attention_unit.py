@@ -5,22 +5,21 @@ r"""The gated attention unit: attention of one head and a gate in one layer, ins
     softmax_plus    A_jl = softmax_l(log(max(n_j, 16)) / log(512) * q_j . k_l / sqrt(K))                       (3)
     squared_relu    A_jl = relu(q_j . k_l / sqrt(K))^2 / n_j                                                   (4)
 
-n_j counts the keys that query j may see: (3) keeps the entropy of the weights as sequences grow, with 512 as the length where
-nothing changes and none below 16.
+n_j counts the keys that query j may see: (3) keeps the entropy of the weights as sequences grow, with 512 as the
+length where nothing changes and none below 16.
 
-Source: Hua et al., 2022, arXiv:2202.10447, (1), (2), (4); Su, kexue.fm/archives/8934 and, for (3), kexue.fm/archives/8823;
-GAU-alpha is kexue.fm/archives/9052.
+Source: Hua et al., 2022, arXiv:2202.10447, (1), (2), (4); Su, kexue.fm/archives/8934 and, for (3),
+kexue.fm/archives/8823; GAU-alpha is kexue.fm/archives/9052.
 Shapes: N tokens, D features, F features inside, K features of queries and keys.
 """
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 
 from danlu.math.activations import activation as activation_of
+from danlu.math.attention_normalize import softmax_plus_scale
 from danlu.nn.attention import AttentionContext, attend, causal_mask, over_batch
 from danlu.nn.positions import apply_rotary
 
@@ -58,7 +57,7 @@ class GatedAttentionUnit(nn.Module):
         self.activation = activation_of(activation)
 
     def forward(self, x: Tensor, context: AttentionContext | Tensor | None = None, layer: int = 0) -> Tensor:
-        """Outputs for tokens (N, D) in a context, or for a batch (B, T, D) with a mask (B, T), True for tokens, or None."""
+        """Outputs for tokens (N, D) in a context, or for a batch (B, T, D) with a mask (B, T), True for tokens."""
         if not isinstance(context, AttentionContext):
             return over_batch(self, x, context)
         gate, value, shared = self.activation(self.input(x)).split([self.inner_dim, self.inner_dim, self.key_dim], -1)
@@ -74,13 +73,14 @@ class GatedAttentionUnit(nn.Module):
         for q, k, v, mask in groups:
             if context.causal and mask is None:
                 mask = causal_mask(q.shape[1], q.shape[1], q.device)[None, None]
-            outputs.append(self._over(q[:, None], k[:, None], v[:, None], mask, context.dropout)[:, 0].flatten(0, 1))
-        return self.output(gate * (outputs[0] if len(outputs) == 1 else torch.cat(outputs)))  # eq. (2)
+            outputs.append(self._over(q[:, None], k[:, None], v[:, None], mask, context.dropout)[:, 0])
+        return self.output(gate * context.layout.join(outputs))  # eq. (2)
 
     def _over(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float = 0.0) -> Tensor:
         """Outputs (B, 1, T, F) of queries (B, 1, T, K) over keys (B, 1, S, K); mask broadcastable to (B, 1, T, S)."""
-        seen = torch.tensor(float(key.shape[2]), device=query.device)
-        if mask is not None:
+        if mask is None:
+            seen = torch.tensor(float(key.shape[2]), device=query.device)
+        else:  # apart, because float() would fix the length in an exported graph
             seen = mask.sum(-1, keepdim=True).float()  # (B or 1, 1, T or 1, 1)
         scale = self.key_dim**-0.5
         if self.normalization == "squared_relu":
@@ -88,10 +88,12 @@ class GatedAttentionUnit(nn.Module):
             scores = scores if mask is None else scores.masked_fill(~mask, 0.0)
             return (scores / seen.to(scores.dtype)) @ value  # eq. (4)
         if self.normalization == "softmax_plus":
-            query = query * (seen.clamp(min=16).log() / math.log(512)).to(query.dtype)  # eq. (3)
+            query = query * softmax_plus_scale(seen).to(query.dtype)  # eq. (3)
         return attend(query, key, value, mask=mask, scale=scale, dropout=dropout)[0]
 
     def _cached(self, query: Tensor, key: Tensor, value: Tensor, context: AttentionContext, layer: int) -> Tensor:
         keys, values, mask = context.remember(layer, key[:, None], value[:, None])
-        output = self._over(query.unflatten(0, context.layout.shape)[:, None], keys.transpose(1, 2), values.transpose(1, 2), mask)
+        output = self._over(
+            query.unflatten(0, context.layout.shape)[:, None], keys.transpose(1, 2), values.transpose(1, 2), mask
+        )
         return output[:, 0].flatten(0, 1)

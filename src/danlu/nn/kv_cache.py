@@ -2,16 +2,19 @@ r"""Keys and values of the tokens so far, for decoding one token at a time, with
 
     out_r = sum_{p < n} softmax_p(c q_r k_{a(r,p)}(p) + bias) v_{a(r,p)}(p)                                   (1)
 
-a(r, p) is the stored row whose key at position p belongs to row r. It is r itself until `reorder` repeats or drops rows, as
-beam search does at every step; then only the table a is rearranged and no key moves: a new token of row r always lies in
-stored row r, which at this position belongs to nobody else. The compiled kernel follows the table (numba,
-pip install "danlu[fast]"); it takes one query a row, the case of the decoding loop. Plain torch, which is the reference and
-serves prompts and other devices, gathers through the table, or, without the kernel, moves the keys at `reorder` instead.
+a(r, p) is the stored row whose key at position p belongs to row r. It is r itself until `reorder` repeats or drops
+rows, as beam search does at every step; then only the table a is rearranged and no key moves: a new token of row r
+always lies in stored row r, which at this position belongs to nobody else. The compiled kernel follows the table
+(numba, pip install "danlu[fast]"); it takes one query a row, the case of the decoding loop. Plain torch, which is the
+reference and serves prompts and other devices, gathers through the table, or, without the kernel, moves the keys at
+`reorder` instead.
 
-Sums run in float32 for bfloat16 keys too. A query that may see no key gets zeros. DANLU_KERNELS=off switches the kernel off.
+Sums run in float32 for bfloat16 keys too. A query that may see no key gets zeros. DANLU_KERNELS=off switches the
+kernel off.
 
 Source: Vaswani et al., 2017, arXiv:1706.03762 (attention); the table of ancestors is ours.
-Shapes: R rows, P stored rows, t new tokens, n positions in all, C capacity, H heads, K and V features of a key and a value.
+Shapes: R rows, P stored rows, t new tokens, n positions in all, C capacity, H heads, K and V features of a key and a
+value.
 """
 
 from collections.abc import Callable
@@ -28,8 +31,8 @@ __all__ = ["KVCache"]
 class KVCache:
     """Preallocated keys and values of every layer.
 
-    One step: `store` and `attend` for each layer, then `advance`. `keep` (R, C) bool may be set after construction: False
-    hides a stored position, the left padding of prompts.
+    One step: `store` and `attend` for each layer, then `advance`. `keep` (R, C) bool may be set after construction:
+    False hides a stored position, the left padding of prompts.
 
     Args:
         num_layers: layers that attend.
@@ -66,8 +69,8 @@ class KVCache:
         sizes = (num_layers, rows, num_heads, key_dim, value_dim, capacity)
         if min(sizes) < 1 or not dtype.is_floating_point:
             raise ValueError(
-                "KVCache needs num_layers, rows, num_heads, key_dim, value_dim and capacity of at least 1 and a float dtype; "
-                f"got {', '.join(map(str, sizes))} and {dtype}"
+                "KVCache needs num_layers, rows, num_heads, key_dim, value_dim and capacity of at least 1 and a "
+                f"float dtype; got {', '.join(map(str, sizes))} and {dtype}"
             )
         self.rows, self.capacity, self.length = rows, capacity, 0
         self.keep: Tensor | None = None
@@ -169,7 +172,8 @@ class KVCache:
         """Let a compiled stack store one new token of each row in every layer and attend to all so far.
 
         Args:
-            layers: called with the addresses (L, 2) int64 of keys and values, stored rows, capacity, positions with the new
+            layers: called with the addresses (L, 2) int64 of keys and values, stored rows, capacity, positions with
+                the new
                 one, the table and `keep`; danlu.nn.decode_layers makes it.
 
         Returns:
@@ -196,13 +200,14 @@ class KVCache:
         if min(self._filled) < self.length + new:
             layer = self._filled.index(min(self._filled))
             raise ValueError(
-                f"layer {layer} has stored {self._filled[layer] - self.length} new positions, advance({new}) counts more; call "
-                "store for every layer first"
+                f"layer {layer} has stored {self._filled[layer] - self.length} new positions, advance({new}) counts "
+                "more; call store for every layer first"
             )
         self.length += new
 
     def reorder(self, rows: Tensor) -> None:
-        """Row r goes on from what row `rows[r]` was; rows may be repeated and dropped. No key is copied with the kernel.
+        """Row r goes on from what row `rows[r]` was; rows may be repeated and dropped. No key is copied with the
+        kernel.
 
         Args:
             rows: (R',) int64 in [0, R).
@@ -238,8 +243,8 @@ class KVCache:
     def _demand_room(self, new: int) -> None:
         if self.length + new > self.capacity:
             raise ValueError(
-                f"the cache holds {self.capacity} positions; {self.length} are taken and {new} more do not fit. Make it "
-                "with a greater capacity: prompt and new tokens together"
+                f"the cache holds {self.capacity} positions; {self.length} are taken and {new} more do not fit. Make "
+                "it with a greater capacity: prompt and new tokens together"
             )
 
     def _at(self, layer: int, length: int) -> tuple[Tensor, Tensor]:

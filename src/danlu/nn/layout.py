@@ -1,10 +1,13 @@
 r"""How the tokens of a batch lie in memory: padded rows, or packed without any padding.
 
-Layers of a transformer act on single tokens, all but attention. So hidden states travel as (N, D), one row a token, and a
-`Layout` says which tokens form a sequence. A padded batch is one group of B rows of T tokens with a mask; a packed one holds
-the real tokens alone, sorted by length, so that every run of equally long sequences is a view (count, length, ...) and
-attention needs neither a mask nor a copy. Short texts padded to the longest waste two thirds of all work; packed, none.
+Layers of a transformer act on single tokens, all but attention. So hidden states travel as (N, D), one row a token,
+and a `Layout` says which tokens form a sequence. A padded batch is one group of B rows of T tokens with a mask; a
+packed one holds the real tokens alone, sorted by length, so that every run of equally long sequences is a view (count,
+length, ...) and attention needs neither a mask nor a copy. Short texts padded to the longest waste two thirds of all
+work; packed, none.
 
+Source: packing without padding is common practice, e.g. Zeng et al., 2022, arXiv:2208.08124; the groups of views are
+ours.
 Shapes: B sequences, T tokens of the longest, N tokens kept in all, D features.
 """
 
@@ -20,11 +23,21 @@ __all__ = ["Group", "Layout", "packed_layout", "padded_layout"]
 
 @dataclass(frozen=True)
 class Group:
-    """Equally long sequences that lie side by side: tokens start ... start + count * length."""
+    """Sequences that lie side by side and go through attention together.
 
-    start: int
+    Args:
+        count: sequences.
+        length: tokens of each, of the longest where they differ.
+        tokens: tokens in all.
+        index: (count * length,) int64 where the tokens of sequences of unequal length lie; None: they are equally long.
+        keep: (count, length) bool, False where a shorter sequence has ended; None: they are equally long.
+    """
+
     count: int
     length: int
+    tokens: int
+    index: Tensor | None = None
+    keep: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -65,15 +78,22 @@ class Layout:
         return flat.index_copy(0, self.index, tokens).unflatten(0, self.shape)
 
     def split(self, tokens: Tensor) -> list[Tensor]:
-        """Views (count, length, ...) of tokens (N, ...), one a group."""
-        if len(self.groups) == 1:
-            group = self.groups[0]
-            return [tokens.unflatten(0, (group.count, group.length))]
-        sizes = [group.count * group.length for group in self.groups]
+        """Sequences (count, length, ...) out of tokens (N, ...), one tensor a group; views of equal lengths."""
+        parts = (tokens,) if len(self.groups) == 1 else tokens.split([group.tokens for group in self.groups])
         return [
-            part.unflatten(0, (group.count, group.length))
-            for part, group in zip(tokens.split(sizes), self.groups, strict=True)
+            (part if group.index is None else part.index_select(0, group.index)).unflatten(
+                0, (group.count, group.length)
+            )
+            for part, group in zip(parts, self.groups, strict=True)
         ]
+
+    def join(self, parts: list[Tensor]) -> Tensor:
+        """Tokens (N, ...) out of sequences (count, length, ...), one tensor a group: the way back from `split`."""
+        flat = [
+            part.flatten(0, 1) if group.keep is None else part[group.keep]
+            for part, group in zip(parts, self.groups, strict=True)
+        ]
+        return flat[0] if len(flat) == 1 else torch.cat(flat)
 
 
 def padded_layout(batch: int, length: int, keep: Tensor | None = None, device: torch.device | None = None) -> Layout:
@@ -92,15 +112,17 @@ def padded_layout(batch: int, length: int, keep: Tensor | None = None, device: t
     tensor([0, 1, 2, 0, 1, 2])
     """
     positions = torch.arange(length, device=device).repeat(batch)
-    rows = torch.arange(batch, device=device).repeat_interleave(length)
-    return Layout((Group(0, batch, length),), positions, rows, None, keep, (batch, length))
+    rows = torch.arange(batch, device=device)[:, None].expand(batch, length).flatten()  # ONNX has no repeat_interleave
+    return Layout((Group(batch, length, batch * length),), positions, rows, None, keep, (batch, length))
 
 
-def packed_layout(keep: Tensor) -> Layout:
+def packed_layout(keep: Tensor, group_cost: int = 0) -> Layout:
     """The layout of the kept tokens alone, shortest sequences first.
 
     Args:
         keep: (B, T) bool, True for tokens; every row is a run of True, then False.
+        group_cost: what one more group costs, in cells of attention scores; 0: one group for each length. Above,
+            lengths share a group where padding them is cheaper.
 
     Returns:
         A layout of keep.sum() tokens; rows without a token do not occur in it.
@@ -121,15 +143,39 @@ def packed_layout(keep: Tensor) -> Layout:
     taken = place < ordered[:, None]  # (B, T), rows in order of length
     rows = order[:, None].expand(batch, length)[taken]  # (N,)
     positions = place.expand(batch, length)[taken]  # (N,)
-    sizes, counts = torch.unique_consecutive(ordered, return_counts=True)
-    groups, start = [], 0
-    for size, count in zip(sizes.tolist(), counts.tolist(), strict=True):
-        if size:
-            groups.append(Group(start, count, size))
-            start += count * size
+    sizes, counts = torch.unique_consecutive(ordered[ordered > 0], return_counts=True)
+    groups = []
+    for first, last in _cuts(sizes.tolist(), counts.tolist(), group_cost):
+        some = sizes[first:last].repeat_interleave(counts[first:last])  # lengths of the sequences of one group
+        longest, total = int(some[-1]), int(some.sum())
+        if last - first == 1:
+            groups.append(Group(len(some), longest, total))
+            continue
+        kept = place[:longest] < some[:, None]  # (count, longest)
+        begin = some.cumsum(0) - some
+        index = torch.where(kept, begin[:, None] + place[:longest], begin[:, None])  # padding shows the first token
+        groups.append(Group(len(some), longest, total, index.flatten(), kept))
     return Layout(tuple(groups), positions, rows, rows * length + positions, None, (batch, length))
 
 
 def is_prefix(keep: Tensor) -> bool:
     """Whether every row of a (B, T) mask is True up to its length and False after."""
     return not bool((keep[:, 1:] & ~keep[:, :-1]).any())
+
+
+def _cuts(sizes: list[int], counts: list[int], group_cost: int) -> list[tuple[int, int]]:
+    """Ranges of rising lengths that share a group, so that padded cells and groups together cost least."""
+    if not group_cost:
+        return [(i, i + 1) for i in range(len(sizes))]
+    best, begin = [0] + [0] * len(sizes), [0] * (len(sizes) + 1)
+    for end in range(1, len(sizes) + 1):
+        rows, options = 0, []
+        for first in range(end - 1, -1, -1):
+            rows += counts[first]
+            options.append((best[first] + group_cost + rows * sizes[end - 1] ** 2, first))
+        best[end], begin[end] = min(options)
+    cuts, end = [], len(sizes)
+    while end:
+        cuts.append((begin[end], end))
+        end = begin[end]
+    return cuts[::-1]

@@ -2,11 +2,11 @@ r"""A linear layer for inference on the CPU whose weights are laid out once for 
 
     y = act(x W^T + b)                                                                                        (1)
 
-What (1) costs depends on the number M of rows of x. Below a dozen, the loop of decoding, everything waits for W to come from
-memory: a compiled kernel (numba, pip install "danlu[fast]") reads it once, in large pages, as it is or in bfloat16. Above,
-oneDNN multiplies with W in blocks of its own, made at the first such call and kept, and applies the activation while the
-results are in cache; `F.linear` makes these blocks anew at every call in bfloat16. On other devices, under torch.compile, for
-other dtypes, or where torch was built without oneDNN, `F.linear` does the work.
+What (1) costs depends on the number M of rows of x. Below a dozen, the loop of decoding, everything waits for W to
+come from memory: a compiled kernel (numba, pip install "danlu[fast]") reads it once, in large pages, as it is or in
+bfloat16. Above, oneDNN multiplies with W in blocks of its own, made at the first such call and kept, and applies the
+activation while the results are in cache; `F.linear` makes these blocks anew at every call in bfloat16. On other
+devices, under torch.compile, for other dtypes, or where torch was built without oneDNN, `F.linear` does the work.
 
     float32 weights     M <= 8: kernel     else: oneDNN
     bfloat16 weights    M <= 8: kernel     else: oneDNN (AMX, AVX512; F.linear on processors without)
@@ -14,8 +14,8 @@ other dtypes, or where torch was built without oneDNN, `F.linear` does the work.
 Inputs may be float32 or bfloat16, whatever the weights are; outputs have their dtype; sums run in float32. There are no
 parameters: W and b are buffers, `state_dict` holds them under nn.Linear's names, in the dtype of the packing.
 
-Source: kernels of oneDNN (github.com/oneapi-src/oneDNN) and of danlu.nn._decode_kernel; (1) is kexue.fm's and everybody's.
-Shapes: ... any leading axes, M rows in all, K inputs, N outputs.
+Source: kernels of oneDNN (github.com/oneapi-src/oneDNN) and of danlu.nn._decode_kernel; (1) is kexue.fm's and
+everybody's. Shapes: ... any leading axes, M rows in all, K inputs, N outputs.
 """
 
 import copy
@@ -90,7 +90,9 @@ class PackedLinear(nn.Module):
             raise ValueError(f"PackedLinear keeps weights in float32 or bfloat16, got {dtype}")
         if weight.ndim != 2 or (bias is not None and bias.shape != weight.shape[:1]):
             given = "" if bias is None else f" and bias {tuple(bias.shape)}"
-            raise ValueError(f"PackedLinear needs a weight (N, K) and a bias (N,); got weight {tuple(weight.shape)}{given}")
+            raise ValueError(
+                f"PackedLinear needs a weight (N, K) and a bias (N,); got weight {tuple(weight.shape)}{given}"
+            )
         self.activation = activation_name(activation)
         self.out_features, self.in_features = weight.shape
         self.register_buffer("weight", _in_large_pages(weight.detach().to(dtype)))
@@ -130,14 +132,19 @@ class PackedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:  # (..., K) to (..., N)
         if torch.is_grad_enabled() and x.requires_grad:
             raise RuntimeError(
-                "PackedLinear has no gradients and its input asks for one: call the model inside torch.no_grad(), or train the "
-                "model as it was before pack_linears"
+                "PackedLinear has no gradients and its input asks for one: call the model inside torch.no_grad(), or "
+                "train the model as it was before pack_linears"
             )
         if x.shape[-1:] != (self.in_features,):
             raise ValueError(f"this layer takes {self.in_features} features; got x {tuple(x.shape)}")
         weight = self.weight
         kinds = (torch.float32, torch.bfloat16)
-        if torch.compiler.is_compiling() or x.device.type != "cpu" or {x.dtype, weight.dtype} - set(kinds) or not x.numel():
+        if (
+            torch.compiler.is_compiling()
+            or x.device.type != "cpu"
+            or {x.dtype, weight.dtype} - set(kinds)
+            or not x.numel()
+        ):
             return self._plain(x)
         rows = x.numel() // self.in_features
         kernel = decode_kernel() if rows <= KERNEL_ROWS else None

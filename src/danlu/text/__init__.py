@@ -1,31 +1,40 @@
-"""Text models and what they read: vocabularies, encoders."""
+"""Text models: transformer families, their checkpoints, tokenizers, decoding; a light character encoder."""
 
 from danlu.text.beam_search import beam_search
 from danlu.text.bert4keras_decoding import AutoRegressiveDecoder
 from danlu.text.cached_steps import EncoderDecoderSteps, TransformerSteps
 from danlu.text.char_encoder import CharEncoder
 from danlu.text.char_vocab import CharVocab
+from danlu.text.config import FAMILIES, Family, TransformerConfig
+from danlu.text.convert_model import Conversion, convert_model
 from danlu.text.decoding import greedy, sample, stream
+from danlu.text.encoder_decoder import EncoderDecoder
 from danlu.text.family_guess import Guess, guess
 from danlu.text.generated import Generated
 from danlu.text.google_config import from_google, to_google
 from danlu.text.hf_adapter import HFEncoder
 from danlu.text.hf_config import from_hf, to_hf
+from danlu.text.inference import for_inference
+from danlu.text.inspect_model import Inspection, inspect_model
 from danlu.text.keras_file import read_keras_weights
 from danlu.text.keras_names import keras_slots
 from danlu.text.keras_weights import load_keras_weights
 from danlu.text.load_hf import load_hf
+from danlu.text.load_model import load_model, model_kind
 from danlu.text.load_report import LoadError, LoadReport
 from danlu.text.load_tf import inspect_tf, load_tf, save_tf
+from danlu.text.onnx_export import export_onnx
 from danlu.text.rebalanced_encoding import RebalancedEncoding
 from danlu.text.sampling_filters import no_repeat_ngram, repetition_penalty, top_k_filter, top_p_filter
 from danlu.text.save_hf import save_hf
 from danlu.text.sentencepiece_tokenizer import SpTokenizer
+from danlu.text.single_stack import Transformer, TransformerOutput
 from danlu.text.steps import FunctionSteps, Steps
 from danlu.text.tf_checkpoint import TFCheckpoint, open_checkpoint
 from danlu.text.tf_checkpoint_writer import save_checkpoint
 from danlu.text.tf_names import tf_names
 from danlu.text.tokenizer import Encoding, Tokenizer
+from danlu.text.transformer import build_transformer
 from danlu.text.vocabulary import load_vocab, save_vocab, simplify_vocab
 from danlu.text.vocabulary_surgery import (
     autoresize,
@@ -40,12 +49,17 @@ __all__ = [
     "AutoRegressiveDecoder",
     "CharEncoder",
     "CharVocab",
+    "Conversion",
+    "EncoderDecoder",
     "EncoderDecoderSteps",
     "Encoding",
+    "FAMILIES",
+    "Family",
     "FunctionSteps",
     "Generated",
     "Guess",
     "HFEncoder",
+    "Inspection",
     "LoadError",
     "LoadReport",
     "RebalancedEncoding",
@@ -53,20 +67,30 @@ __all__ = [
     "Steps",
     "TFCheckpoint",
     "Tokenizer",
+    "Transformer",
+    "TransformerConfig",
+    "TransformerOutput",
     "TransformerSteps",
     "autoresize",
     "beam_search",
+    "build_transformer",
     "compound",
+    "convert_model",
+    "export_onnx",
+    "for_inference",
     "from_google",
     "from_hf",
     "greedy",
     "guess",
+    "inspect_model",
     "inspect_tf",
     "keras_slots",
     "load_hf",
     "load_keras_weights",
+    "load_model",
     "load_tf",
     "load_vocab",
+    "model_kind",
     "no_repeat_ngram",
     "open_checkpoint",
     "orthogonally_resize",

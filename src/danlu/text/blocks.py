@@ -5,7 +5,8 @@ r"""One composed block for every transformer family, and the stack that repeats 
     gpt2_ml    x = x + attention(x);                   x = norm_1(x + ffn(norm_0(x)))                         (3)
     gau        x = norm(x + gau(x))                                                                           (4)
 
-A decoder's block has attention over the encoder's output between the two sublayers. The stack makes once what its layers
+A decoder's block has attention over the encoder's output between the two sublayers. The stack makes once what its
+layers
 share: rotations, NEZHA's vectors, T5's bias.
 
 Source: Su, kexue.fm/archives/7292; the families' papers stand in `danlu.text.config`.
@@ -23,6 +24,7 @@ from torch.utils.checkpoint import checkpoint
 
 from danlu.nn.attention import AttentionContext, MultiHeadAttention
 from danlu.nn.conditional_norm import Norm
+from danlu.nn.decode_layers import DecodeLayers
 from danlu.nn.feed_forward import FeedForward
 from danlu.nn.gated_attention_unit import GatedAttentionUnit
 from danlu.nn.positions import clipped_distances, rotary_angles, sinusoidal_positions, t5_buckets
@@ -142,6 +144,9 @@ class Stack(nn.Module):
             self.position_bias = nn.Embedding(config.num_buckets, config.num_heads)
         self.final_norm = norm_of(config, config.hidden_size) if family.final_norm else None
         self.gradient_checkpointing = False
+        self.decode_layers: DecodeLayers | None = (
+            None  # a token through all layers at once, put here by danlu.text.inference
+        )
 
     def run(
         self,
@@ -153,6 +158,11 @@ class Stack(nn.Module):
         seen: list[Tensor] | None = None,
     ) -> Tensor:
         """Hidden states (N, D) after all layers; `seen`, if given, gets those before the first and after each layer."""
+        plain = condition is None and cross is None and seen is None
+        cache = context.cache if plain and context.cache is not None and context.cache.length else None
+        if self.decode_layers is not None and cache is not None and self.decode_layers.takes(x, cache):
+            x = self.decode_layers(x, cache)
+            return x if self.final_norm is None else self.final_norm(x)
         self.share(context, x)
         for i in range(self.num_layers):
             if seen is not None:

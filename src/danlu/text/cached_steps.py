@@ -111,6 +111,7 @@ class TransformerSteps:
             self.ids, self.segments, mask=self.mask, position_ids=self.positions, condition=self.condition,
             cache=self.cache, logits_at="last",
         )  # fmt: skip
+        assert out.logits is not None
         return out.logits
 
     def reorder(self, rows: Tensor) -> None:
@@ -183,6 +184,7 @@ class EncoderDecoderSteps:
         else:
             self.ids = tokens[:, None].to(self.ids)
         out = self.model.decode(self.ids, None, cache=self.cache, condition=self.condition, logits_at="last")
+        assert out.logits is not None
         return out.logits
 
     def reorder(self, rows: Tensor) -> None:

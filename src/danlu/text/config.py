@@ -1,20 +1,21 @@
 r"""What distinguishes one transformer family from another: a short declaration each, and the sizes of one model.
 
-A `Family` says where the norms stand, how positions enter, which biases exist and which heads follow; a `TransformerConfig`
-holds the sizes and options of one model of that family. Both are plain frozen records: the composed model of
-`danlu.text.transformer` reads them, and so do the name tables of checkpoints.
+A `Family` says where the norms stand, how positions enter, which biases exist and which heads follow; a
+`TransformerConfig` holds the sizes and options of one model of that family. Both are plain frozen records: the
+composed model of `danlu.text.transformer` reads them, and so do the name tables of checkpoints.
 
     post       x = norm(x + attention(x));             x = norm(x + ffn(x))                                   (1)
     pre        x = x + attention(norm(x));             x = x + ffn(norm(x));           last: norm(x)          (2)
     gpt2_ml    x = x + attention(x);                   x = norm_1(x + ffn(norm_0(x)))                         (3)
     gau        x = norm(x + gau(x))                                                                           (4)
 
-Upstream values are the default; `compat="bert4keras"` takes bert4keras' where they differ (epsilons, T5's position bias in
-cross attention and the scale of its logits).
+Upstream values are the default; `compat="bert4keras"` takes bert4keras' where they differ (epsilons, T5's position
+bias in cross attention and the scale of its logits).
 
-Source: Su, kexue.fm/archives/7292 (one base class, families by a few differences); Devlin et al., 2018, arXiv:1810.04805;
-Lan et al., 2019, arXiv:1909.11942; Clark et al., 2020, arXiv:2003.10555; Wei et al., 2019, arXiv:1909.00204; Su et al.,
-2021, arXiv:2104.09864; Raffel et al., 2019, arXiv:1910.10683; Xue et al., 2020, arXiv:2010.11934.
+Source: Su, kexue.fm/archives/7292 (one base class, families by a few differences); Devlin et al., 2018,
+arXiv:1810.04805; Lan et al., 2019, arXiv:1909.11942; Clark et al., 2020, arXiv:2003.10555; Wei et al., 2019,
+arXiv:1909.00204; Su et al., 2021, arXiv:2104.09864; Raffel et al., 2019, arXiv:1910.10683; Xue et al., 2020,
+arXiv:2010.11934.
 """
 
 from __future__ import annotations
@@ -80,7 +81,8 @@ class TransformerConfig:
         hidden_dropout: after embeddings, attention and feed-forward, in [0, 1).
         attention_dropout: on attention probabilities, in [0, 1).
         initializer_range: standard deviation of the truncated normal that fresh weights are drawn from.
-        application: "encoder" (every token sees every token), "lm" (causal), "unilm" (segment 0 bidirectional, then causal).
+        application: "encoder" (every token sees every token), "lm" (causal), "unilm" (segment 0 bidirectional, then
+        causal).
         tie_embeddings: the output matrix is the token table (T5 1.1 and mT5: False).
         scale_logits: T5: hidden states are multiplied by hidden_size ** -0.5 before the output matrix.
         cross_position_bias: T5: the decoder's position bias is added to the cross-attention scores too.
@@ -155,7 +157,8 @@ class TransformerConfig:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.head_size is None and family.block != "gau" and self.hidden_size % self.num_heads:
             raise ValueError(
-                f"hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}; give head_size, or other sizes"
+                f"hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}; "
+                "give head_size, or other sizes"
             )
         if self.hierarchical_position is not None and not 0 < self.hierarchical_position < 1:
             raise ValueError(f"hierarchical_position must lie in (0, 1), e.g. 0.4; got {self.hierarchical_position}")
@@ -236,9 +239,12 @@ FAMILIES: dict[str, Family] = {
         Family("t5.1.0", block="pre", norm="rms", bias=False, positions="buckets", segments=False, embedding_norm=False,
                scaled_scores=False, head="tied", encoder_decoder=True, defaults=_T5, bert4keras=_T5_B4K),
         Family("t5.1.1", block="pre", norm="rms", bias=False, positions="buckets", segments=False, embedding_norm=False,
-               gated=True, scaled_scores=False, head="untied", encoder_decoder=True, defaults=_T5_GATED, bert4keras=_T5_GATED_B4K),
-        Family("mt5.1.1", block="pre", norm="rms", bias=False, positions="buckets", segments=False, embedding_norm=False,
-               gated=True, scaled_scores=False, head="untied", encoder_decoder=True, defaults=_T5_GATED, bert4keras=_T5_GATED_B4K),
+               gated=True, scaled_scores=False, head="untied", encoder_decoder=True, defaults=_T5_GATED,
+               bert4keras=_T5_GATED_B4K),
+        Family("mt5.1.1", block="pre", norm="rms", bias=False, positions="buckets", segments=False,
+               embedding_norm=False,
+               gated=True, scaled_scores=False, head="untied", encoder_decoder=True, defaults=_T5_GATED,
+               bert4keras=_T5_GATED_B4K),
     )
 }  # fmt: skip
 

@@ -107,6 +107,7 @@ def check_ids(ids: Tensor, rows: int, what: str) -> None:
     if low < 0 or high >= rows:
         wrong = low if low < 0 else high
         raise ValueError(
-            f"{what} holds {wrong}, the table has {rows} rows (0 to {rows - 1}); the tokenizer and the model do not belong together"
+            f"{what} holds {wrong}, the table has {rows} rows (0 to {rows - 1}); the tokenizer and the "
+            "model do not belong together"
             + (", or keep_tokens was given to one of them alone" if what == "ids" else "")
         )

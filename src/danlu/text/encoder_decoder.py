@@ -3,16 +3,19 @@ r"""T5 and mT5: an encoder, and a decoder that attends to it.
     logits = s h E^T    tied (T5 1.0), s = D^{-1/2}                                                            (1)
     logits = s h W^T    untied (T5 1.1, mT5), s = 1 upstream, D^{-1/2} in bert4keras                            (2)
 
-The position bias is added to the scores of self-attention alone. bert4keras adds the decoder's to cross attention too, with
-distances between target and source places; models trained with it, T5-PEGASUS among them, need `cross_position_bias`.
+The position bias is added to the scores of self-attention alone. bert4keras adds the decoder's to cross attention too,
+with distances between target and source places; models trained with it, T5-PEGASUS among them, need
+`cross_position_bias`.
 
-Source: Raffel et al., 2019, arXiv:1910.10683; Xue et al., 2020, arXiv:2010.11934; kexue.fm/archives/7867 (mT5 in Chinese).
+Source: Raffel et al., 2019, arXiv:1910.10683; Xue et al., 2020, arXiv:2010.11934; kexue.fm/archives/7867 (mT5 in
+Chinese).
 Shapes: B sequences, S source tokens, T target tokens, D features, V rows of the token table.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,10 +24,10 @@ from torch import Tensor, nn
 from danlu.nn.attention import AttentionContext, MultiHeadAttention
 from danlu.nn.kv_cache import KVCache
 from danlu.nn.layout import Layout, is_prefix, packed_layout, padded_layout
-from danlu.text.config import TransformerConfig
 from danlu.text.blocks import Stack
+from danlu.text.config import TransformerConfig
 from danlu.text.embeddings import Embeddings, check_ids
-from danlu.text.single_stack import TransformerOutput, initialize
+from danlu.text.single_stack import GROUP_COST, TransformerOutput, initialize
 
 __all__ = ["EncoderDecoder", "Seq2SeqCache"]
 
@@ -70,7 +73,9 @@ class EncoderDecoder(nn.Module):
         self.embeddings = Embeddings(config)
         self.encoder = Stack(config, config.num_layers)
         self.decoder = Stack(config, config.decoder_layers, cross=True)
-        self.lm_head = None if config.tie_embeddings else nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head: nn.Module | None = None
+        if not config.tie_embeddings:
+            self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.vocabulary: nn.Module | None = None  # the tied output product, laid out by danlu.text.inference
         initialize(self, config)
 
@@ -121,9 +126,9 @@ class EncoderDecoder(nn.Module):
         if keep is not None and not exporting and bool(keep.all()):
             keep = None
         if keep is not None and not exporting and pack is not False and ids.device.type == "cpu" and is_prefix(keep):
-            layout = packed_layout(keep)
+            layout = packed_layout(keep, GROUP_COST if self.training and self.config.attention_dropout else 0)
         else:
-            layout = padded_layout(*ids.shape, keep, ids.device)
+            layout = padded_layout(ids.shape[0], ids.shape[1], keep, ids.device)
         return layout.scatter(self._run(self.encoder, ids, layout, condition)), keep
 
     def decode(
@@ -158,7 +163,7 @@ class EncoderDecoder(nn.Module):
             raise ValueError("decode needs the encoder's output or a cache from new_cache")
         mask = None if cache is not None else self._keep(decoder_ids, decoder_mask)
         check_ids(decoder_ids, self.config.vocab_size, "decoder_ids")
-        layout = padded_layout(*decoder_ids.shape, mask, decoder_ids.device)
+        layout = padded_layout(decoder_ids.shape[0], decoder_ids.shape[1], mask, decoder_ids.device)
         past = 0 if cache is None else cache.length
         bias = self._cross_bias(past, decoder_ids.shape[1], encoded, cache)
         batch, length = decoder_ids.shape
@@ -167,13 +172,17 @@ class EncoderDecoder(nn.Module):
             dropout = self.config.attention_dropout if self.training else 0.0
             x = x.unflatten(0, (batch, length))
             if cache is not None:
-                out = attention.over(x, cache.keys[layer], cache.values[layer], mask=cache.keep, bias=bias, dropout=dropout)
+                out = attention.over(
+                    x, cache.keys[layer], cache.values[layer], mask=cache.keep, bias=bias, dropout=dropout
+                )
             else:
                 assert encoded is not None
                 out = attention.cross(x, encoded, mask=keep, bias=bias, dropout=dropout)
             return out.flatten(0, 1)
 
-        x = self._run(self.decoder, decoder_ids, layout, condition, cross=cross, cache=None if cache is None else cache.own)
+        x = self._run(
+            self.decoder, decoder_ids, layout, condition, cross=cross, cache=None if cache is None else cache.own
+        )
         if cache is not None:
             cache.own.advance(length)
         hidden = layout.scatter(x)
@@ -189,12 +198,12 @@ class EncoderDecoder(nn.Module):
 
     def new_cache(self, encoded: Tensor, keep: Tensor | None, capacity: int) -> Seq2SeqCache:
         """A cache for up to `capacity` target tokens over the encoder's output (B, S, D) and its mask (B, S)."""
-        config, heads = self.config, (self.config.num_heads,)
-        own = KVCache(config.decoder_layers, len(encoded), *heads, config.key_dim, config.value_dim, capacity,
+        config, heads = self.config, self.config.num_heads
+        own = KVCache(config.decoder_layers, len(encoded), heads, config.key_dim, config.value_dim, capacity,
                       encoded.dtype, encoded.device)  # fmt: skip
-        crosses = [block.cross_attention for block in self.decoder.layers]
-        keys = [part.key(encoded).unflatten(-1, (*heads, config.key_dim)) for part in crosses]
-        values = [part.value(encoded).unflatten(-1, (*heads, config.value_dim)) for part in crosses]
+        crosses: list[Any] = [block.cross_attention for block in self.decoder.layers]
+        keys = [part.key(encoded).unflatten(-1, (heads, config.key_dim)) for part in crosses]
+        values = [part.value(encoded).unflatten(-1, (heads, config.value_dim)) for part in crosses]
         return Seq2SeqCache(own, keys, values, keep)
 
     def get_input_embeddings(self) -> nn.Embedding:
@@ -214,7 +223,10 @@ class EncoderDecoder(nn.Module):
         rows = layout.rows if condition is not None else None
         x = self.embeddings(layout.gather(ids), None, layout.positions, 0, condition, rows)
         context = AttentionContext(
-            layout, causal=stack.is_decoder, cache=cache, dropout=self.config.attention_dropout if self.training else 0.0
+            layout,
+            causal=stack.is_decoder,
+            cache=cache,
+            dropout=self.config.attention_dropout if self.training else 0.0,
         )
         x = stack.run(x, context, condition=condition, cross=cross)
         return F.dropout(x, self.config.hidden_dropout, self.training) if self.config.hidden_dropout else x

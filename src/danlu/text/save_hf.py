@@ -35,7 +35,7 @@ from danlu.text.vocabulary import load_vocab, save_vocab
 
 __all__ = ["save_hf"]
 
-_TOKENIZER = (
+TOKENIZER_FILES = (
     "vocab.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     "spiece.model", "sentencepiece.bpe.model", "vocab.json", "merges.txt",
 )  # fmt: skip
@@ -133,9 +133,11 @@ def _tokenizer_files(vocab: str | Path | Mapping[str, int] | None, rows: int) ->
         _check_ids(max(vocab.values(), default=-1), rows, "the vocabulary")
         return []
     path = Path(vocab)
-    files: Sequence[Path] = [path / name for name in _TOKENIZER if (path / name).is_file()] if path.is_dir() else [path]
-    if not files or not all(file.is_file() and file.name in _TOKENIZER for file in files):
-        raise InputError(f"{path} is none of the tokenizer files {', '.join(_TOKENIZER)}, nor a folder with one")
+    files: Sequence[Path] = [path]
+    if path.is_dir():
+        files = [path / name for name in TOKENIZER_FILES if (path / name).is_file()]
+    if not files or not all(file.is_file() and file.name in TOKENIZER_FILES for file in files):
+        raise InputError(f"{path} is none of the tokenizer files {', '.join(TOKENIZER_FILES)}, nor a folder with one")
     for file in files:
         if file.name == "vocab.txt":
             _check_ids(max(load_vocab(file).values()), rows, str(file))

@@ -1,8 +1,9 @@
 r"""A transformer of any family that has one stack: BERT and its relatives, RoFormer, GAU-alpha, the GPTs.
 
-The family's declaration (`danlu.text.config`) decides what is built; the forward pass is the same for all. Padding costs
-nothing: on the CPU a right-padded batch is packed, so that only real tokens are computed (`danlu.nn.layout`). Positions that
-were padding come back as zeros then, and as meaningless numbers otherwise.
+The family's declaration (`danlu.text.config`) decides what is built; the forward pass is the same for all. Padding
+costs
+nothing: on the CPU a right-padded batch is packed, so that only real tokens are computed (`danlu.nn.layout`).
+Positions that were padding come back as zeros then, and as meaningless numbers otherwise.
 
     logits = norm(act(W h)) E^T + b          heads "mlm" of the BERT family                                   (1)
     logits = h E^T                           families whose head is "tied"                                    (2)
@@ -31,6 +32,7 @@ from danlu.text.embeddings import Embeddings, check_ids
 
 __all__ = ["HEADS", "Transformer", "TransformerOutput"]
 
+GROUP_COST = 4096  # training with dropout in attention is many small calls a group: about as many cells of scores
 HEADS = ("pooler", "nsp", "mlm", "discriminator")
 
 
@@ -73,7 +75,7 @@ class MLMHead(nn.Module):
 
 
 class DiscriminatorHead(nn.Module):
-    """ELECTRA's score of each token, positive where it was replaced. Source: arXiv:2003.10555. Shapes: (..., D) to (...)."""
+    """ELECTRA's score of a token, positive if replaced. Source: arXiv:2003.10555. Shapes: (..., D) to (...)."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -89,8 +91,8 @@ class Transformer(Stack):
     r"""One stack with its embeddings and the heads asked for.
 
     Args of the constructor: config, and heads from `HEADS`: "pooler", "nsp" (brings the pooler), "mlm" (scores of the
-    vocabulary; always there for application "lm" and "unilm"), "discriminator". Fresh weights are random; `danlu.text.load`
-    fills them from a checkpoint.
+    vocabulary; always there for application "lm" and "unilm"), "discriminator". Fresh weights are random;
+    `danlu.text.load` fills them from a checkpoint.
 
     Source: see the module. Shapes: see the module.
     """
@@ -120,8 +122,10 @@ class Transformer(Stack):
         if "discriminator" in self.heads:
             self.discriminator = DiscriminatorHead(config)
         if "mlm" in self.heads and config.traits.head == "tied" and config.embedding_dim != config.hidden_size:
-            raise ValueError(f"{config.family} ties its output to a table of {config.embedding_dim} features, hidden states "
-                             f"have {config.hidden_size}; give equal sizes")  # fmt: skip
+            raise ValueError(
+                f"{config.family} ties its output to a table of {config.embedding_dim} features, hidden states have "
+                f"{config.hidden_size}; give equal sizes"
+            )
         initialize(self, config)
 
     def forward(
@@ -217,11 +221,13 @@ class Transformer(Stack):
         return F.linear(x, self.embeddings.token.weight, self.mlm.bias if has_transform else None)  # eqs. (1), (2)
 
     def new_cache(self, rows: int, capacity: int, keep: Tensor | None = None) -> KVCache:
-        """An empty cache for `rows` sequences of up to `capacity` tokens; `keep` (rows, prompt) is False at left padding."""
+        """An empty cache for `rows` sequences of `capacity` tokens; `keep` (rows, prompt) is False at left padding."""
         if self.config.application == "encoder":
             raise ValueError("a cache needs a model that reads from left to right: application='lm' or 'unilm'")
         config, table = self.config, self.embeddings.token.weight
-        heads, value_dim = (1, config.intermediate_size) if config.traits.block == "gau" else (config.num_heads, config.value_dim)
+        heads, value_dim = (
+            (1, config.intermediate_size) if config.traits.block == "gau" else (config.num_heads, config.value_dim)
+        )
         cache = KVCache(self.num_layers, rows, heads, config.key_dim, value_dim, capacity, table.dtype, table.device)
         if keep is not None:
             full = torch.ones(rows, capacity, dtype=torch.bool, device=table.device)
@@ -234,16 +240,18 @@ class Transformer(Stack):
         return self.embeddings.token
 
     def _layout(self, ids: Tensor, keep: Tensor | None, cache: KVCache | None, pack: bool | None) -> Layout:
+        batch, length = ids.shape
         exporting = torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export()
         if cache is not None or keep is None or exporting:
             if cache is not None and cache.length:
                 keep = None  # the cache knows which of its keys count
-            return padded_layout(*ids.shape, keep, ids.device)
+            return padded_layout(batch, length, keep, ids.device)
         if pack is None:
             pack = ids.device.type == "cpu" and is_prefix(keep)
         if bool(keep.all()):
-            return padded_layout(*ids.shape, None, ids.device)
-        return packed_layout(keep) if pack else padded_layout(*ids.shape, some_key(keep), ids.device)
+            return padded_layout(batch, length, None, ids.device)
+        cost = GROUP_COST if self.training and self.config.attention_dropout else 0
+        return packed_layout(keep, cost) if pack else padded_layout(batch, length, some_key(keep), ids.device)
 
     def _check(
         self,
@@ -269,9 +277,13 @@ class Transformer(Stack):
             raise ValueError(f"{config.family} knows distances only; position_ids have no meaning for it")
         if condition is not None and config.condition_size is None:
             raise ValueError("this model takes no condition; build or load it with condition_size=C")
-        if config.condition_size is not None and (condition is None or condition.shape != (len(ids), config.condition_size)):
+        if config.condition_size is not None and (
+            condition is None or condition.shape != (ids.shape[0], config.condition_size)
+        ):
             given = "none" if condition is None else f"shape {tuple(condition.shape)}"
-            raise ValueError(f"condition must be ({len(ids)}, {config.condition_size}), one vector a sequence; got {given}")
+            raise ValueError(
+                f"condition must be ({ids.shape[0]}, {config.condition_size}), one vector a sequence; got {given}"
+            )
         if cache is not None and config.application == "encoder":
             raise ValueError("a cache needs a model that reads from left to right: application='lm' or 'unilm'")
         if mask is None and config.pad_token_id is not None:

@@ -1,8 +1,8 @@
 r"""Where a parameter of ours lies in somebody else's file: its name there, and how their array is laid out.
 
-A `Slot` is one row of a name table: TensorFlow keeps linear kernels as (in, out), GPT-2 keeps query, key and value side by
-side in one matrix, T5 keeps its bias table transposed. `take` cuts our tensor out of theirs, `put` writes ours into it;
-put then take is the identity.
+A `Slot` is one row of a name table: TensorFlow keeps linear kernels as (in, out), GPT-2 keeps query, key and value
+side by side in one matrix, T5 keeps its bias table transposed. `take` cuts our tensor out of theirs, `put` writes ours
+into it; put then take is the identity.
 
 Source: the layouts are those of google-research/bert, openai/gpt-2 and mesh-tensorflow, listed in bert4keras' mappings.
 Shapes: theirs any; ours as in `danlu.text.transformer`.
@@ -60,7 +60,9 @@ def take(slot: Slot, theirs: Tensor) -> Tensor:
         theirs = theirs[0]
     if slot.parts > 1:
         if theirs.ndim < 1 or theirs.shape[-1] % slot.parts:
-            raise ValueError(f"{slot.name} has shape {tuple(theirs.shape)}; its last axis must hold {slot.parts} equal parts")
+            raise ValueError(
+                f"{slot.name} has shape {tuple(theirs.shape)}; its last axis must hold {slot.parts} equal parts"
+            )
         theirs = theirs.chunk(slot.parts, dim=-1)[slot.part]
     if slot.transpose:
         if theirs.ndim != 2:

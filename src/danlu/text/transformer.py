@@ -1,6 +1,7 @@
 """A model of any family from its configuration.
 
-`Transformer` (`danlu.text.single_stack`) is every family with one stack, `EncoderDecoder` (`danlu.text.encoder_decoder`) T5.
+`Transformer` (`danlu.text.single_stack`) is every family with one stack, `EncoderDecoder`
+(`danlu.text.encoder_decoder`) T5.
 
 Source: see those two files.
 """
@@ -36,5 +37,7 @@ def build_transformer(config: TransformerConfig, heads: Sequence[str] = ()) -> T
     if not config.traits.encoder_decoder:
         return Transformer(config, heads)
     if heads:
-        raise ValueError(f"{config.family} has no heads to choose from, got {', '.join(heads)}; its scores are always there")
+        raise ValueError(
+            f"{config.family} has no heads to choose from, got {', '.join(heads)}; its scores are always there"
+        )
     return EncoderDecoder(config)

@@ -97,9 +97,7 @@ class PGD(Attack):
     def backward(self, loss_fn: Callable[[], Tensor]) -> Tensor:
         """Leave the gradients in .grad and return the loss, as `pgd_backward`."""
         attack = self.attack_loss_fn(loss_fn)
-        return pgd_backward(
-            loss_fn, self.weights, self.epsilon, self.alpha, self.steps, self.mode, self.reduce, attack
-        )
+        return pgd_backward(loss_fn, self.weights, self.epsilon, self.alpha, self.steps, self.mode, self.reduce, attack)
 
 
 class Noise(Attack):

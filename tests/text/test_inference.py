@@ -1,0 +1,59 @@
+"""Copies for inference: the same outputs in every family, the model untouched, no gradients."""
+
+import pytest
+import torch
+
+from danlu.text.config import FAMILIES, TransformerConfig
+from danlu.text.inference import for_inference
+from danlu.text.transformer import build_transformer
+
+SIZES = {"vocab_size": 30, "hidden_size": 16, "num_layers": 2, "num_heads": 2, "intermediate_size": 20}
+IDS = torch.tensor([[3, 4, 5, 6, 7], [8, 9, 10, 0, 0], [11, 12, 0, 0, 0]])
+KEEP = IDS != 0
+
+
+def made(family, **options):
+    torch.manual_seed(0)
+    heads = () if FAMILIES[family].encoder_decoder else ("nsp", "mlm", "discriminator")
+    return build_transformer(TransformerConfig.of(family, **{**SIZES, **options}), heads)
+
+
+def run(model):
+    with torch.no_grad():
+        out = model(IDS, IDS) if hasattr(model, "decoder") else model(IDS)
+    return [part[KEEP] for part in (out.hidden_states, out.logits)]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_outputs_stay(family):
+    model = made(family).eval()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    exact, fast, half = run(model), run(for_inference(model)), run(for_inference(model, torch.bfloat16))
+    for a, b, c in zip(exact, fast, half, strict=True):
+        torch.testing.assert_close(b, a, rtol=1e-5, atol=1e-6)
+        assert c.dtype == torch.bfloat16
+        assert (c.float() - a).abs().max() < 0.04 * a.abs().max()
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name])
+
+
+def test_conditions_and_positions_still_count():
+    model = made("bert", condition_size=3).eval()
+    for norm in (block.attention_norm for block in model.layers):
+        torch.nn.init.normal_(norm.cond_gamma.weight)
+    condition = torch.randn(3, 3)
+    fast = for_inference(model)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            fast(IDS, condition=condition).hidden_states[KEEP], model(IDS, condition=condition).hidden_states[KEEP],
+            rtol=1e-5, atol=1e-6,
+        )  # fmt: skip
+
+
+def test_it_is_for_inference_only():
+    model = made("bert").train()
+    fast = for_inference(model)
+    assert model.training and not fast.training
+    assert not any(parameter.requires_grad for parameter in fast.parameters())
+    with pytest.raises(ValueError, match=r"float32 or bfloat16, got torch\.float16"):
+        for_inference(model, torch.float16)
