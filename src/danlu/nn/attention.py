@@ -233,7 +233,7 @@ def over_batch(layer: nn.Module, x: Tensor, mask: Tensor | None) -> Tensor:
         raise ValueError(
             f"without an AttentionContext x must be (B, T, D) and mask (B, T); got {tuple(x.shape)} and {given}"
         )
-    layout = padded_layout(*x.shape[:2], None if mask is None else some_key(mask.bool()), x.device)
+    layout = padded_layout(x.shape[0], x.shape[1], None if mask is None else some_key(mask.bool()), x.device)
     return layout.scatter(layer(layout.gather(x), AttentionContext(layout)))
 
 

@@ -115,9 +115,9 @@ class DecodeLayers:
         self.post_norm, self.scale = post_norm, key_dim**-0.5 if scale is None else scale
         self._tensors = [_tensors(layer) for layer in layers]  # held, so that their addresses stay true
         if post_norm:  # norms one place further on
-            norms = [pair for row in self._tensors for pair in (row[8:10], row[10:12])]
-            self._last, norms = norms[-1], [[None, None], *norms[:-1]]
-            self._tensors = [row[:8] + norms[2 * i] + norms[2 * i + 1] for i, row in enumerate(self._tensors)]
+            pairs = [pair for row in self._tensors for pair in (row[8:10], row[10:12])]
+            self._last, pairs = pairs[-1], [[None, None], *pairs[:-1]]
+            self._tensors = [row[:8] + pairs[2 * i] + pairs[2 * i + 1] for i, row in enumerate(self._tensors)]
         self._addresses: np.ndarray | None = None  # of the tensors, (L, 12)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -164,8 +164,10 @@ class DecodeLayers:
             places: list[list[int]], stored: int, capacity: int, length: int, table: Tensor | None, keep: Tensor | None
         ) -> Tensor:
             addresses = np.concatenate([self._own_addresses(), np.array(places, np.int64)], axis=1)
-            sizes = (self.num_heads, self.key_dim, self.value_dim, self.inner_dim, stored, capacity, length)
-            sizes = (*sizes, kernel.FORMS[self.activation], int(self.post_norm))
+            sizes = (
+                self.num_heads, self.key_dim, self.value_dim, self.inner_dim, stored, capacity, length,
+                kernel.FORMS[self.activation], int(self.post_norm),
+            )  # fmt: skip
             return kernel.through_layers(x.float(), addresses, sizes, self.eps, self.scale, self.dtype, table, keep)
 
         out = cache.step(run)

@@ -18,6 +18,7 @@ value.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -74,9 +75,9 @@ class KVCache:
             )
         self.rows, self.capacity, self.length = rows, capacity, 0
         self.keep: Tensor | None = None
-        empty = {"dtype": dtype, "device": device}
-        self._keys = [torch.empty(rows, num_heads, capacity, key_dim, **empty) for _ in range(num_layers)]
-        self._values = [torch.empty(rows, num_heads, capacity, value_dim, **empty) for _ in range(num_layers)]
+        empty = partial(torch.empty, dtype=dtype, device=device)
+        self._keys = [empty((rows, num_heads, capacity, key_dim)) for _ in range(num_layers)]
+        self._values = [empty((rows, num_heads, capacity, value_dim)) for _ in range(num_layers)]
         self._filled = [0] * num_layers
         self._table: Tensor | None = None  # (R, C) a of eq. (1); None: every row is its own
 

@@ -85,7 +85,7 @@ def for_inference(model: Model, dtype: torch.dtype = torch.float32) -> Model:
             bias = model.mlm.bias if model.config.traits.head == "mlm" else None
             fast.vocabulary = PackedLinear(model.embeddings.token.weight, dtype, bias=bias)
     elif model.lm_head is not None:
-        fast.lm_head = PackedLinear(model.lm_head, dtype)
+        fast.lm_head = PackedLinear(cast(nn.Linear, model.lm_head), dtype)
     else:
         fast.vocabulary = PackedLinear(model.embeddings.token.weight, dtype)
     if isinstance(fast, Transformer) and _in_one_call(fast.config):
