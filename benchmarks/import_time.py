@@ -53,11 +53,17 @@ def main() -> None:
     packages = ["danlu", "torch"]
     for name, imports in PEERS.items():
         package = name.split(".")[0]
-        if importlib.util.find_spec(package):
-            methods[name] = imports
-            packages.append(package)
-        else:
+        if not importlib.util.find_spec(package):
             print(f"{package} is not installed; its row is left out")
+            continue
+        try:
+            seconds(*imports)
+        except subprocess.CalledProcessError as error:  # bert4torch uses packages that it does not require
+            reason = (error.stderr.strip().splitlines() or ["no reason given"])[-1]
+            print(f"{package} cannot be imported ({reason}); its row is left out")
+            continue
+        methods[name] = imports
+        packages.append(package)
     times: dict[str, list[float]] = {name: [] for name in methods}
     for repetition in range(options.repetitions + 1):
         for name, imports in methods.items():
