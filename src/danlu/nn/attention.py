@@ -238,7 +238,14 @@ def over_batch(layer: nn.Module, x: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def some_key(keep: Tensor) -> Tensor:
-    """The mask (B, T) with one key for rows that have none, whose outputs nobody reads but which must stay finite."""
+    """The mask with one key for rows that have none, whose outputs nobody reads but which must stay finite.
+
+    Args:
+        keep: (B, T) bool, True where a key may be seen.
+
+    Returns:
+        (B, T) bool without empty rows.
+    """
     first = torch.arange(keep.shape[1], device=keep.device) == 0
     return keep | (first & ~keep.any(1, keepdim=True))
 

@@ -81,8 +81,7 @@ class TransformerConfig:
         hidden_dropout: after embeddings, attention and feed-forward, in [0, 1).
         attention_dropout: on attention probabilities, in [0, 1).
         initializer_range: standard deviation of the truncated normal that fresh weights are drawn from.
-        application: "encoder" (every token sees every token), "lm" (causal), "unilm" (segment 0 bidirectional, then
-        causal).
+        application: "encoder" (all see all), "lm" (causal) or "unilm" (segment 0 in both directions, then causal).
         tie_embeddings: the output matrix is the token table (T5 1.1 and mT5: False).
         scale_logits: T5: hidden states are multiplied by hidden_size ** -0.5 before the output matrix.
         cross_position_bias: T5: the decoder's position bias is added to the cross-attention scores too.

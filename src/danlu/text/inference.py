@@ -47,8 +47,8 @@ def for_inference(model: Model, dtype: torch.dtype = torch.float32) -> Model:
         ValueError: another dtype.
 
     >>> from danlu.text.config import TransformerConfig
-    >>> config = TransformerConfig.of("bert", vocab_size=9, hidden_size=8, num_layers=1, num_heads=2,
-    intermediate_size=8)
+    >>> sizes = {"vocab_size": 9, "hidden_size": 8, "num_layers": 1, "num_heads": 2, "intermediate_size": 8}
+    >>> config = TransformerConfig.of("bert", **sizes)
     >>> for_inference(Transformer(config))(torch.tensor([[1, 2]])).hidden_states.shape
     torch.Size([1, 2, 8])
     """
