@@ -3,7 +3,10 @@
 import pytest
 import torch
 
+from danlu.text.beam_search import beam_search
+from danlu.text.cached_steps import TransformerSteps
 from danlu.text.config import FAMILIES, TransformerConfig
+from danlu.text.decoding import greedy
 from danlu.text.inference import for_inference
 from danlu.text.transformer import build_transformer
 
@@ -57,3 +60,22 @@ def test_it_is_for_inference_only():
     assert not any(parameter.requires_grad for parameter in fast.parameters())
     with pytest.raises(ValueError, match=r"float32 or bfloat16, got torch\.float16"):
         for_inference(model, torch.float16)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gpt", "bert", "albert", "roformer", "gau_alpha", "gpt2_ml", "nezha"])
+def test_writing_gives_the_same_tokens(family):
+    model = made(family, application="lm", max_positions=20).eval()
+    with torch.no_grad():  # far from its first weights, so that choices are clear
+        for parameter in model.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    prompts = [[3, 4, 5], [6, 7, 8]] if family in ("nezha", "gau_alpha") else [[3, 4, 5], [6]]
+    fast = for_inference(model)
+    assert (fast.decode_layers is not None) == (family in ("gpt2", "gpt", "bert", "albert"))
+
+    def run(decoder, one, **options):
+        return decoder(
+            TransformerSteps(one, prompts, max_new_tokens=8), end_id=29, max_new_tokens=8, **options
+        ).answers()
+
+    assert run(greedy, fast) == run(greedy, model)
+    assert run(beam_search, fast, num_beams=3) == run(beam_search, model, num_beams=3)
