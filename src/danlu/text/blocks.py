@@ -144,9 +144,7 @@ class Stack(nn.Module):
             self.position_bias = nn.Embedding(config.num_buckets, config.num_heads)
         self.final_norm = norm_of(config, config.hidden_size) if family.final_norm else None
         self.gradient_checkpointing = False
-        self.decode_layers: DecodeLayers | None = (
-            None  # a token through all layers at once, put here by danlu.text.inference
-        )
+        self.decode_layers: DecodeLayers | None = None  # a token through all layers in one call, of for_inference
 
     def run(
         self,
