@@ -225,3 +225,15 @@ def test_messages():
         steps.step(None)
     with pytest.raises(ValueError, match="the cache holds 2 positions"):
         greedy(TransformerSteps(gpt.eval(), [[1]], 1), end_id=None, max_new_tokens=4)
+
+
+def test_the_other_kind_of_model_and_text_are_named():
+    sizes = {"vocab_size": 9, "hidden_size": 8, "num_layers": 1, "num_heads": 2, "intermediate_size": 8}
+    t5 = build_transformer(TransformerConfig.of("t5.1.1", **sizes)).eval()
+    gpt = build_transformer(TransformerConfig.of("gpt2", **sizes)).eval()
+    with pytest.raises(TypeError, match="TransformerSteps write with the class Transformer, got EncoderDecoder"):
+        TransformerSteps(t5, [[1]], 2)
+    with pytest.raises(TypeError, match="EncoderDecoderSteps write with the class EncoderDecoder, got Transformer"):
+        EncoderDecoderSteps(gpt, [[1]], 2)
+    with pytest.raises(TypeError, match="prompts are token ids, got text"):
+        TransformerSteps(gpt, ["abc"], 2)

@@ -58,6 +58,9 @@ def test_it_is_for_inference_only():
     fast = for_inference(model)
     assert model.training and not fast.training
     assert not any(parameter.requires_grad for parameter in fast.parameters())
+    assert not fast.train().training  # a surrounding module's train() brings no dropout
+    with pytest.raises(ValueError, match="a copy for inference already"):
+        for_inference(fast)
     with pytest.raises(ValueError, match=r"float32 or bfloat16, got torch\.float16"):
         for_inference(model, torch.float16)
 

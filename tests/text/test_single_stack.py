@@ -77,6 +77,11 @@ def test_rotary_families_know_distances_only(family):
         assert not torch.allclose(near, model(IDS[:1], position_ids=2 * places).hidden_states, atol=1e-3)
 
 
+def test_no_segments_are_zeros():
+    model = made("bert", application="unilm")
+    torch.testing.assert_close(model(IDS).logits, model(IDS, torch.zeros_like(IDS)).logits)
+
+
 def test_hierarchical_positions_extend_the_table_and_keep_its_rows():
     plain, stretched = made("bert"), made("bert", hierarchical_position=0.4)
     long = torch.randint(1, 30, (1, 40))
@@ -240,7 +245,10 @@ def test_fresh_weights_have_their_standard_deviations():
     [
         (lambda m: m(torch.tensor([[3, 30]])), r"ids holds 30, the table has 30 rows \(0 to 29\)"),
         (lambda m: m(torch.tensor([[3, -1]])), "ids holds -1"),
-        (lambda m: m(torch.tensor([3, 4])), r"ids must be \(batch, tokens\), got \(2,\)"),
+        (lambda m: m(torch.tensor([3, 4])), r"ids must be \(batch, tokens\) with a token at least, got \(2,\)"),
+        (lambda m: m(IDS[:, :0]), r"got \(3, 0\)"),
+        (lambda m: m([[3, 4]]), "ids must be an int64 tensor"),
+        (lambda m: m(IDS, mask=KEEP.float()), r"mask must be bool, True for tokens; got torch\.float32"),
         (lambda m: m(torch.tensor([[3.0]])), "ids must be int64"),
         (lambda m: m(IDS, torch.full_like(IDS, 2)), "segment_ids holds 2, the table has 2 rows"),
         (lambda m: m(IDS, mask=KEEP[:1]), r"mask has shape \(1, 5\), ids \(3, 5\)"),
@@ -254,7 +262,7 @@ def test_fresh_weights_have_their_standard_deviations():
     ],
 )
 def test_messages(call, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         call(made("bert"))
 
 

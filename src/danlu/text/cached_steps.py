@@ -58,7 +58,7 @@ class TransformerSteps:
         new_segment: int | None = None,
         condition: Tensor | None = None,
     ) -> None:
-        _demand_evaluation(model)
+        _demand_evaluation(model, Transformer, "TransformerSteps", "EncoderDecoderSteps")
         config, device = model.config, model.get_input_embeddings().weight.device
         right, lengths = pad_right(prompts, config.pad_token_id or 0)
         if not int(lengths.min()):
@@ -152,7 +152,7 @@ class EncoderDecoderSteps:
         start_id: int | Sequence[int] = 0,
         condition: Tensor | None = None,
     ) -> None:
-        _demand_evaluation(model)
+        _demand_evaluation(model, EncoderDecoder, "EncoderDecoderSteps", "TransformerSteps")
         device = model.get_input_embeddings().weight.device
         ids, lengths = pad_right(sources, model.config.pad_token_id or 0)
         start = torch.tensor([start_id] if isinstance(start_id, int) else list(start_id), dtype=torch.int64)
@@ -197,7 +197,11 @@ class EncoderDecoderSteps:
         self.condition = None if self.condition is None else self.condition[rows]
 
 
-def _demand_evaluation(model: Transformer | EncoderDecoder) -> None:
+def _demand_evaluation(model: Transformer | EncoderDecoder, kind: type, steps: str, other: str) -> None:
+    if not isinstance(model, kind):
+        raise TypeError(
+            f"{steps} write with the class {kind.__name__}, got {type(model).__name__}; {other} take that one"
+        )
     if model.training:
         raise ValueError("the model is in training mode, where dropout changes every answer; call model.eval() first")
 

@@ -88,6 +88,32 @@ class Embeddings(nn.Module):
         return hierarchical_positions(table, config.hierarchical_position, count)
 
 
+def check_batch(ids: Tensor, mask: Tensor | None) -> None:
+    """Refuse what is no batch of token ids, and a mask of another convention than True for tokens.
+
+    Args:
+        ids: should be (B, T) with at least one token a row.
+        mask: bool or integers, or None.
+
+    Raises:
+        TypeError: ids is no tensor, or the mask holds floats, which would be added to scores elsewhere.
+        ValueError: another shape.
+    """
+    if not isinstance(ids, Tensor):
+        raise TypeError(
+            f"ids must be an int64 tensor (batch, tokens), got {type(ids).__name__}; torch.tensor(ids) makes one"
+        )
+    if ids.ndim != 2 or not ids.shape[1]:
+        raise ValueError(
+            f"ids must be (batch, tokens) with a token at least, got {tuple(ids.shape)}; for one sequence give "
+            "ids[None]"
+        )
+    if mask is not None and mask.is_floating_point():
+        raise TypeError(
+            f"mask must be bool, True for tokens; got {mask.dtype}. From a mask that is added to scores: mask >= 0"
+        )
+
+
 def check_ids(ids: Tensor, rows: int, what: str) -> None:
     """Refuse ids outside of a table; on the CPU only, where looking costs nothing.
 

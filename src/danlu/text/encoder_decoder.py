@@ -26,7 +26,7 @@ from danlu.nn.kv_cache import KVCache
 from danlu.nn.layout import Layout, is_prefix, packed_layout, padded_layout
 from danlu.text.blocks import Stack
 from danlu.text.config import TransformerConfig
-from danlu.text.embeddings import Embeddings, check_ids
+from danlu.text.embeddings import Embeddings, check_batch, check_ids
 from danlu.text.single_stack import GROUP_COST, TransformerOutput, initialize
 
 __all__ = ["EncoderDecoder", "Seq2SeqCache"]
@@ -76,6 +76,7 @@ class EncoderDecoder(nn.Module):
         self.lm_head: nn.Module | None = None
         if not config.tie_embeddings:
             self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.inference_only = False
         self.vocabulary: nn.Module | None = None  # the tied output product, laid out by danlu.text.inference
         initialize(self, config)
 
@@ -206,6 +207,11 @@ class EncoderDecoder(nn.Module):
         values = [part.value(encoded).unflatten(-1, (heads, config.value_dim)) for part in crosses]
         return Seq2SeqCache(own, keys, values, keep)
 
+    def train(self, mode: bool = True) -> EncoderDecoder:
+        """As of every module, but a copy of `for_inference` stays in evaluation mode."""
+        super().train(mode and not self.inference_only)
+        return self
+
     def get_input_embeddings(self) -> nn.Embedding:
         """The token table, shared by both stacks."""
         return self.embeddings.token
@@ -232,8 +238,7 @@ class EncoderDecoder(nn.Module):
         return F.dropout(x, self.config.hidden_dropout, self.training) if self.config.hidden_dropout else x
 
     def _keep(self, ids: Tensor, mask: Tensor | None) -> Tensor | None:
-        if ids.ndim != 2:
-            raise ValueError(f"ids must be (batch, tokens), got {tuple(ids.shape)}; for one sequence give ids[None]")
+        check_batch(ids, mask)
         if mask is not None and mask.shape != ids.shape:
             raise ValueError(f"mask has shape {tuple(mask.shape)}, ids {tuple(ids.shape)}; they must be equal")
         check_ids(ids, self.config.vocab_size, "ids")

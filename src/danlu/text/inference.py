@@ -44,7 +44,7 @@ def for_inference(model: Model, dtype: torch.dtype = torch.float32) -> Model:
         A model of the same class without gradients.
 
     Raises:
-        ValueError: another dtype.
+        ValueError: another dtype, or a model that is such a copy already.
 
     >>> from danlu.text.config import TransformerConfig
     >>> sizes = {"vocab_size": 9, "hidden_size": 8, "num_layers": 1, "num_heads": 2, "intermediate_size": 8}
@@ -54,11 +54,14 @@ def for_inference(model: Model, dtype: torch.dtype = torch.float32) -> Model:
     """
     if dtype not in (torch.float32, torch.bfloat16):
         raise ValueError(f"for_inference keeps weights in float32 or bfloat16, got {dtype}")
+    if model.inference_only:
+        raise ValueError("this model is a copy for inference already; call for_inference on the model it was made from")
     source = dict(model.named_modules())
     replaced = {id(module) for name, module in source.items() if _replaced(name, module, source)}
     fast = (
         copy.deepcopy(model, dict.fromkeys(replaced)).to(dtype).eval().requires_grad_(False)
     )  # without the weights replaced below
+    fast.inference_only = True
     activation = model.config.activation
     for name, module in source.items():
         part: Any = None if id(module) in replaced else fast.get_submodule(name)

@@ -28,7 +28,7 @@ from danlu.nn.kv_cache import KVCache
 from danlu.nn.layout import Layout, is_prefix, packed_layout, padded_layout
 from danlu.text.blocks import Stack, norm_of
 from danlu.text.config import TransformerConfig
-from danlu.text.embeddings import Embeddings, check_ids
+from danlu.text.embeddings import Embeddings, check_batch, check_ids
 
 __all__ = ["HEADS", "Transformer", "TransformerOutput"]
 
@@ -111,6 +111,7 @@ class Transformer(Stack):
             wanted.add("mlm")
         self.heads = tuple(head for head in HEADS if head in wanted)
         self.embeddings = Embeddings(config)
+        self.inference_only = False
         self.vocabulary: nn.Module | None = None  # the output product, laid out by danlu.text.inference
         if "pooler" in self.heads:
             self.pooler = nn.Linear(config.hidden_size, config.hidden_size)
@@ -174,7 +175,7 @@ class Transformer(Stack):
         x = self.embeddings(layout.gather(ids), segments, positions, last, condition, rows)  # (N, D)
         context = AttentionContext(
             layout,
-            causal=config.application == "lm" or (config.application == "unilm" and segments is None),
+            causal=config.application == "lm",
             unilm=segments if config.application == "unilm" else None,
             dropout=config.attention_dropout if self.training else 0.0,
             realformer="off" if not config.residual_attention_scores else
@@ -235,6 +236,11 @@ class Transformer(Stack):
             cache.keep = full
         return cache
 
+    def train(self, mode: bool = True) -> Transformer:
+        """As of every module, but a copy of `for_inference` stays in evaluation mode."""
+        super().train(mode and not self.inference_only)
+        return self
+
     def get_input_embeddings(self) -> nn.Embedding:
         """The token table, the weight that adversarial training perturbs."""
         return self.embeddings.token
@@ -264,8 +270,7 @@ class Transformer(Stack):
     ) -> Tensor | None:
         """The mask in use, after all inputs were looked at."""
         config = self.config
-        if ids.ndim != 2:
-            raise ValueError(f"ids must be (batch, tokens), got {tuple(ids.shape)}; for one sequence give ids[None]")
+        check_batch(ids, mask)
         for name, other in (("segment_ids", segment_ids), ("mask", mask), ("position_ids", position_ids)):
             if other is not None and other.shape != ids.shape:
                 raise ValueError(f"{name} has shape {tuple(other.shape)}, ids {tuple(ids.shape)}; they must be equal")

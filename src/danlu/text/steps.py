@@ -141,6 +141,7 @@ def pad_right(prompts: Sequence[Sequence[int]] | Tensor, pad: int | None) -> tup
         Ids (R, T) int64, a copy, and lengths (R,).
 
     Raises:
+        TypeError: prompts are text.
         ValueError: no prompts, ids of a floating dtype, or lengths that differ without `pad`.
 
     >>> pad_right([[1, 2], [3]], pad=0)
@@ -149,6 +150,8 @@ def pad_right(prompts: Sequence[Sequence[int]] | Tensor, pad: int | None) -> tup
     """
     if not len(prompts):
         raise ValueError("there are no prompts; give one row of token ids for each answer wanted")
+    if isinstance(prompts, str) or any(isinstance(row, str) for row in prompts):
+        raise TypeError("prompts are token ids, got text; a tokenizer's encode makes ids of it")
     if isinstance(prompts, Tensor):
         if prompts.ndim != 2 or prompts.is_floating_point():
             raise ValueError(
