@@ -170,7 +170,9 @@ def _bert_like(shapes: Shapes, layout: Layout, reasons: list[str]) -> tuple[str,
     if not positions and not norms and not biases:
         return ("roformer_v2",)
     if not positions and norms and biases:
-        reasons.append("nezha and roformer have the same variables; only family= or the configuration can tell which")
+        reasons.append(
+            "nezha and roformer have the same variables; the configuration tells which, or family='nezha' or 'roformer'"
+        )
         return ("nezha", "roformer")
     reasons.append("no family has this mixture")
     return ()
