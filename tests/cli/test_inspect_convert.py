@@ -256,7 +256,7 @@ BAD = {  # kind: (what happens before, arguments, words of the message)
     "shard missing": (
         lambda f: (f / "bert" / "bert_model.ckpt.data-00000-of-00001").unlink(), C, "data-00000-of-00001 is missing",
     ),
-    "wrong family": (nothing, [*C, "--family", "roformer"], "pass family='bert'"),
+    "wrong family": (nothing, [*C, "--family", "roformer"], "pass --family bert"),
     "unknown family": (nothing, [*C, "--family", "brt"], "brt"),
     "unknown family, inspect": (nothing, ["inspect", "bert", "--family", "brt"], "brt"),
     "unknown head": (nothing, [*C, "--heads", "mml"], "no head 'mml'"),
@@ -295,7 +295,7 @@ BAD = {  # kind: (what happens before, arguments, words of the message)
     ),
     "compat of a HuggingFace folder": (
         lambda f: save_hf(load_model("bert"), "hf"), ["convert", "hf", "out", "--to", "tf", "--compat", "bert4keras"],
-        "HuggingFace folder, which takes no option 'compat'",
+        "HuggingFace folder, which takes no --compat",
     ),
     "system folder": (nothing, ["convert", "bert", "/proc/danlu", "--to", "hf"], "/proc"),
 }  # fmt: skip

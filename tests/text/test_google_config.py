@@ -239,3 +239,14 @@ def test_the_file_beside_a_checkpoint(tmp_path):
     assert find_config(prefix).name == "config.json"
     (tmp_path / "bert_config.json").write_text("{}")
     assert find_config(prefix).name == "bert_config.json"
+
+
+@pytest.mark.parametrize("key", ["vocab_size", "num_hidden_layers", "max_position_embeddings", "type_vocab_size"])
+def test_a_size_is_not_null(key):
+    """Left out it may follow from the file; null is a mistake. Sizes that may be none may be null."""
+    with pytest.raises(InputError, match=f"{key} is null; write the size"):
+        from_google(
+            {**to_google(TransformerConfig("bert", 9, 4, 1, 2, 8)), key: None}, "bert", defaults={"vocab_size": 9}
+        )
+    optional = {"embedding_size": None, "attention_head_size": None, "pad_token_id": None}
+    assert from_google({**to_google(TransformerConfig("bert", 9, 4, 1, 2, 8)), **optional}, "bert")[0].head_size is None

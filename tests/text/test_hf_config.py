@@ -6,7 +6,7 @@ import json
 import pytest
 
 from danlu.text.config import FAMILIES, TransformerConfig
-from danlu.text.hf_config import from_hf, to_hf
+from danlu.text.hf_config import from_hf, hf_type, to_hf
 
 SIZES = {"vocab_size": 50, "hidden_size": 24, "num_layers": 3, "num_heads": 4, "intermediate_size": 40}
 ENCODER = {
@@ -38,8 +38,8 @@ def differing(config: TransformerConfig, **expected) -> dict:
          {"position_offset": 2, "pad_token_id": 1, "segment_vocab_size": 1}),
         ("albert", {**ENCODER, "embedding_size": 16}, "albert",
          {"embedding_size": 16, "activation": "gelu_tanh", "hidden_dropout": 0.0, "attention_dropout": 0.0}),
-        ("albert", {**ENCODER, "embedding_size": 24, "num_hidden_groups": 3}, "albert_unshared",
-         {"activation": "gelu_tanh", "hidden_dropout": 0.0, "attention_dropout": 0.0}),
+        ("albert", {**ENCODER, "embedding_size": 16, "num_hidden_groups": 3}, "albert_unshared",
+         {"embedding_size": 16, "activation": "gelu_tanh", "hidden_dropout": 0.0, "attention_dropout": 0.0}),
         ("electra", {**ENCODER, "embedding_size": 16}, "electra", {"embedding_size": 16}),
         ("roformer", {**ENCODER, "max_position_embeddings": 512}, "roformer", {"max_positions": 512}),
         ("openai-gpt", {"vocab_size": 50, "n_embd": 24, "n_layer": 3, "n_head": 4, "n_positions": 32}, "gpt",
@@ -148,7 +148,10 @@ def test_every_field_comes_back(family, changes):
         ("bert", {"pooler_activation": "linear"}, "danlu-bert"),
         ("bert", {"shared_segment_embeddings": True}, "danlu-bert"),
         ("bert", {"embedding_norm_eps": 1e-3}, "danlu-bert"),
-        ("bert", {"condition_size": 3, "hierarchical_position": 0.4, "application": "unilm"}, "bert"),
+        ("bert", {"hierarchical_position": 0.4, "application": "unilm"}, "bert"),
+        ("bert", {"condition_size": 3}, "danlu-bert"),
+        ("t5.1.0", {"condition_size": 3}, "danlu-t5.1.0"),
+        ("albert", {}, "danlu-albert"),  # transformers projects between equal sizes too
         ("bert", {"segment_vocab_size": 0}, "bert"),
         ("albert", {"embedding_size": 16, "compat": "bert4keras", "norm_eps": 1e-7}, "albert"),
         ("roberta", {"position_offset": 2, "pad_token_id": 1, "activation": "relu"}, "danlu-roberta"),
@@ -240,3 +243,16 @@ def test_a_family_must_fit_the_file():
         from_hf({"model_type": "bert", **ENCODER}, family="GAUAlpha")
     with pytest.raises(ValueError, match=r"says danlu-nezha, family='bert' was given"):
         from_hf({"model_type": "danlu-nezha", **SIZES}, family="bert")
+
+
+@pytest.mark.parametrize("key", ["vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "hidden_act"])
+def test_a_null_is_refused(key):
+    with pytest.raises(ValueError, match=f"{key} in config.json must be .*, got None"):
+        from_hf({"model_type": "bert", **ENCODER, key: None})
+
+
+def test_whose_names_the_weights_have():
+    assert hf_type({"model_type": "xlm-roberta"}, "roberta") == "xlm-roberta"
+    assert hf_type({"model_type": "bert"}, "roberta") == "bert"  # the Chinese one
+    assert hf_type({"model_type": "danlu-nezha"}) == "danlu-nezha"
+    assert hf_type({}, "gpt") == "openai-gpt"

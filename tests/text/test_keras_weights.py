@@ -245,3 +245,9 @@ def test_slots_follow_the_order_and_leave_out_what_does_not_fit():
     assert {name: (slot.name, slot.transpose) for name, slot in slots.items()} == {
         "nsp.weight": ("x/kernel", True), "nsp.bias": ("x/bias", False)
     }  # fmt: skip
+
+
+def test_types_that_no_weight_has(tmp_path):
+    for dtype in (torch.int8, "int8"):
+        with pytest.raises(InputError, match=r"dtype must be float32, bfloat16, float16 or float64, .*; got"):
+            load(tmp_path, "crf", dtype=dtype)

@@ -220,7 +220,7 @@ def test_options(folder):
         ("bert", "nezha", r"holds 1 weight that the model has no place for: .*position_embeddings"),
         ("bert", "roformer_v2", r"no place for: .*position_embeddings"),
         ("nezha", "bert", r"1 weight of the model is not in .*: embeddings.position.weight"),
-        ("bert", "albert", r"holds 32 weights that the model has no place for: encoder.layer.1"),
+        ("bert", "albert", r"holds 48 weights that the model has no place for: encoder.layer.0"),
         ("albert", "bert", r"ask for 3 layers of the encoder, the weights have 1"),
     ],
 )
@@ -441,3 +441,127 @@ def test_mutated_files_are_read_right_or_refused(folder, victim):
         if victim.endswith("safetensors"):
             held = {bare_name(name): tensor for name, tensor in load_file(path).items()}
             assert torch.equal(model.embeddings.token.weight, held["embeddings.word_embeddings.weight"])
+
+
+def described(folder, **changes):
+    """The folder with other values in its config.json."""
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+@pytest.mark.parametrize(
+    ("heads", "model_type", "name"),
+    [
+        (["mlm"], "roberta", "bert.embeddings.LayerNorm.bias is a name of bert or nezha"),
+        (["mlm"], "xlm-roberta", "bert.embeddings.LayerNorm.bias is a name of bert or nezha"),
+        (["mlm"], "electra", "bert.embeddings.LayerNorm.bias is a name of bert or nezha"),
+    ],
+)
+def test_names_of_another_family_are_refused(heads, model_type, name, tmp_path):
+    """A BERT under a config.json of another family: positions would be off and the head dropped, silently."""
+    net = fresh(heads=heads)
+    save_hf(net, tmp_path / "m")
+    described(tmp_path / "m", model_type=model_type, embedding_size=8)
+    with pytest.raises(InputError, match=f"is read as model_type {model_type}, but {name}; get the config.json"):
+        load_hf(tmp_path / "m")
+    again = load_hf(tmp_path / "m", family="bert")  # said by the user, it is what it is
+    assert again.heads == ("pooler", "mlm") if "pooler" in heads else again.heads == tuple(heads)
+    assert equal(again, net)
+
+
+@pytest.mark.parametrize(
+    ("name", "model_type", "theirs"),
+    [
+        ("cls.predictions.bias", "roberta", "bert or roformer or nezha"),
+        ("module.cls.predictions.bias", "roberta", "bert or roformer or nezha"),
+        ("lm_head.bias", "bert", "roberta or gpt or t5"),
+        ("predictions.bias", "bert", "albert"),
+        ("generator_lm_head.bias", "bert", "electra"),
+        ("transformer.h.9.attn.bias", "bert", "gpt"),
+        ("roberta.pooler.dense.bias", "bert", "roberta"),
+    ],
+)
+def test_heads_of_another_family_are_refused(name, model_type, theirs, tmp_path):
+    """A bare encoder has no prefix; its head still tells."""
+    save_hf(fresh(), tmp_path / "m")
+    rewrite(tmp_path / "m", lambda t: {**t, name: torch.zeros(20)}, {"model_type": model_type})
+    with pytest.raises(InputError, match=f"{model_type}, but {name} is a name of {theirs};"):
+        load_hf(tmp_path / "m")
+
+
+def test_heads_of_no_family_are_left_out(tmp_path):
+    save_hf(fresh(), tmp_path / "m")
+    rewrite(tmp_path / "m", lambda t: {**t, "classifier.bias": torch.zeros(3), "qa_outputs.bias": torch.zeros(2)})
+    assert load_hf(tmp_path / "m").load_report.counts()["unused"] == 2
+
+
+@pytest.mark.parametrize(
+    ("family", "heads", "sizes"),
+    [
+        ("bert", ["pooler", "nsp", "mlm"], {}),
+        ("roberta", ["mlm"], {"position_offset": 2, "pad_token_id": 1}),
+        ("albert", ["pooler", "mlm"], {"embedding_size": 4}),
+        ("electra", ["discriminator"], {"embedding_size": 4}),
+        ("gpt2", ["mlm"], {}),
+        ("t5.1.1", [], {}),
+    ],
+)
+def test_conditional_norms_there_and_back(family, heads, sizes, tmp_path):
+    """transformers would drop the conditions, so the folder has a name that it refuses."""
+    net = fresh(family, heads, condition_size=3, condition_hidden_size=2, condition_activation="tanh", **sizes)
+    save_hf(net, tmp_path / "m")
+    assert json.loads((tmp_path / "m" / "config.json").read_text())["model_type"] == f"danlu-{family}"
+    again = load_hf(tmp_path / "m")
+    assert again.config == net.config and again.heads == net.heads and equal(again, net)
+    assert set(again.load_report.counts()) == {"matched"}
+    inputs = (IDS, IDS) if family.startswith("t5") else (IDS,)
+    condition = torch.tensor([[1.0, -2.0, 0.5], [0.0, 3.0, 1.0]])
+    expected = net(*inputs, condition=condition).hidden_states
+    assert torch.equal(again(*inputs, condition=condition).hidden_states, expected)
+    assert not torch.allclose(expected, net(*inputs, condition=condition + 1).hidden_states, atol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_sines_are_compared(dtype, tmp_path):
+    """The stored table of a RoFormer is that of our angles, to the rounding of its type, or another model's."""
+    name = "encoder.embed_positions.weight"
+    save_hf(fresh("roformer"), tmp_path / "m", dtype=dtype)
+    assert load_hf(tmp_path / "m").config.family == "roformer"
+    kept = load_file(tmp_path / "m" / "model.safetensors")[name]
+    for wrong in (kept * 0.9, kept.roll(1, 0), kept.flip(1), kept * torch.nan):
+        rewrite(tmp_path / "m", lambda t, wrong=wrong: {**t, name: wrong.contiguous()})
+        with pytest.raises(InputError, match=f"{name} differs from the sines and cosines of rotary positions by up to"):
+            load_hf(tmp_path / "m")
+    rewrite(tmp_path / "m", lambda t: {**t, name: kept[:, :3].contiguous()})
+    with pytest.raises(InputError, match=r"has shape \(16, 3\) and torch.*, sines of \(positions, 4\) are meant"):
+        load_hf(tmp_path / "m")
+    rewrite(tmp_path / "m", lambda t: {n: v for n, v in t.items() if n != name})
+    load_hf(tmp_path / "m")
+
+
+def test_the_tolerance_of_the_sines(tmp_path):
+    name = "encoder.embed_positions.weight"
+    save_hf(fresh("roformer"), tmp_path / "m")
+    rewrite(tmp_path / "m", lambda t: {**t, name: t[name] + 5e-5})
+    load_hf(tmp_path / "m")
+    rewrite(tmp_path / "m", lambda t: {**t, name: t[name] + 1e-4})
+    with pytest.raises(InputError, match=r"by up to 0.00015"):
+        load_hf(tmp_path / "m")
+
+
+def test_albert_that_projects_between_equal_sizes(tmp_path):
+    transformers = pytest.importorskip("transformers", reason="transformers writes the folder")
+    sizes = {"vocab_size": 20, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 12}
+    config = transformers.AlbertConfig(**sizes, hidden_size=8, embedding_size=8, max_position_embeddings=16)
+    transformers.AlbertModel(config).save_pretrained(tmp_path / "m")
+    with pytest.raises(
+        InputError, match=r"cannot be read: its embedding_size equals its hidden_size \(8\), and .*still"
+    ):
+        load_hf(tmp_path / "m")
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.complex64, "int8", "float", 32])
+def test_types_that_weights_cannot_have(dtype, folder):
+    with pytest.raises(InputError, match=r"dtype must be float32, bfloat16, float16 or float64, .*; got"):
+        load_hf(folder, dtype=dtype)
+    assert load_hf(folder, dtype="bfloat16").embeddings.token.weight.dtype == torch.bfloat16

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from danlu.data.errors import InputError
-from danlu.text.load_report import LoadError, LoadReport, Row, fill, match
+from danlu.text.load_report import LoadError, LoadReport, Row, fill, match, weights_dtype
 from danlu.text.slots import Slot
 
 JOINED = torch.arange(12.0).reshape(
@@ -165,3 +165,19 @@ def test_messages():
     with pytest.raises(ValueError, match=r"a row is matched, .*got 'lost'"):
         LoadReport("a.ckpt").of("lost")
     assert str(LoadReport("a.ckpt")).startswith("a.ckpt: nothing")
+
+
+@pytest.mark.parametrize(("given", "expected"), [
+    (None, torch.float32), ("float32", torch.float32), ("fp32", torch.float32), ("bfloat16", torch.bfloat16),
+    ("bf16", torch.bfloat16), ("fp16", torch.float16), (torch.float64, torch.float64), ("float64", torch.float64),
+])  # fmt: skip
+def test_types_of_weights(given, expected):
+    assert weights_dtype(given) == expected
+
+
+@pytest.mark.parametrize("given", [torch.int8, torch.complex64, "double", "", 16, [torch.float32]])
+def test_types_that_no_weight_has(given):
+    with pytest.raises(
+        InputError, match="dtype must be float32, bfloat16, float16 or float64, of torch or by name; got"
+    ):
+        weights_dtype(given)

@@ -14,6 +14,7 @@ import torch
 from danlu.data.errors import InputError
 from danlu.text import open_checkpoint, save_checkpoint
 from danlu.text.config import FAMILIES, TransformerConfig
+from danlu.text.inference import for_inference
 from danlu.text.load_report import LoadError
 from danlu.text.load_tf import inspect_tf, load_tf, save_tf
 from danlu.text.transformer import build_transformer
@@ -521,3 +522,62 @@ print((max(peak, anonymous()) - before) / {size})
 """
     done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
     assert 0.9 < float(done.stdout) < 1.3
+
+
+def test_a_copy_for_inference_is_not_written(tmp_path):
+    """Its matrices are packed away; what is there stays as it was."""
+    net, folder = saved(tmp_path / "a", heads=["mlm"])
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(ValueError, match="save_tf takes the model itself, not the one that for_inference returned"):
+        save_tf(for_inference(net), folder / "model.ckpt", overwrite=True)
+    with pytest.raises(ValueError, match="save_tf takes the model itself"):
+        save_tf(for_inference(net), tmp_path / "new.ckpt")
+    net.mlm = torch.nn.Identity()
+    with pytest.raises(ValueError, match=r"5 of the parameters .* not in this one, mlm.bias first"):
+        save_tf(net, folder / "model.ckpt", overwrite=True)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert os.listdir(tmp_path) == ["a"]
+
+
+def reconfigured(folder, **values):
+    path = folder / "bert_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+def test_fewer_layers_in_the_configuration_than_in_the_file(tmp_path):
+    """Only who says num_layers= means the first ones."""
+    _, folder = saved(tmp_path / "a")
+    reconfigured(folder, num_hidden_layers=2)
+    with pytest.raises(
+        LoadError, match=r"num_layers is 2 in .*, the file has 3 layers; .* or give num_layers=2"
+    ) as caught:
+        load_tf(folder)
+    assert caught.value.report.counts() == {"matched": 37, "unused": 16}
+    assert any("the file has 3 layers" in note for note in inspect_tf(folder)[1].notes)
+    assert load_tf(folder, num_layers=2).config.num_layers == 2
+    assert load_tf(folder, num_layers=1).config.num_layers == 1
+    assert load_tf(folder, num_layers=3).config.num_layers == 3
+    _, folder = saved(tmp_path / "t5", "t5.1.0", num_decoder_layers=2)
+    reconfigured(folder, num_decoder_layers=1)
+    with pytest.raises(LoadError, match=r"num_decoder_layers is 1 in .*, the file has 2 layers"):
+        load_tf(folder)
+    assert len(load_tf(folder, num_decoder_layers=1).decoder.layers) == 1
+
+
+def test_nulls_of_the_configuration(tmp_path):
+    _, folder = saved(tmp_path / "a", activation="gelu")
+    reconfigured(folder, hidden_size=None)
+    with pytest.raises(InputError, match="hidden_size is null; write the size of the model, or give hidden_size="):
+        load_tf(folder)
+    assert load_tf(folder, hidden_size=8).config.hidden_size == 8
+    reconfigured(folder, hidden_size=8, hidden_act=None)
+    assert any(note.endswith("hidden_act is null, gelu is taken") for note in load_tf(folder).load_report.notes)
+    assert not any("null" in note for note in load_tf(folder, activation="relu").load_report.notes)
+
+
+def test_types_of_the_weights_by_name_and_wrong_ones(tmp_path):
+    _, folder = saved(tmp_path / "a")
+    assert load_tf(folder, dtype="fp16").embeddings.token.weight.dtype == torch.float16
+    for dtype in (torch.int8, "int8"):
+        with pytest.raises(InputError, match=r"dtype must be float32, bfloat16, float16 or float64, .*; got"):
+            load_tf(folder, dtype=dtype)

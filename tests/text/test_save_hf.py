@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 
 from danlu.data.errors import InputError
 from danlu.text.config import TransformerConfig
+from danlu.text.inference import for_inference
 from danlu.text.load_hf import load_hf
 from danlu.text.save_hf import save_hf
 from danlu.text.transformer import build_transformer
@@ -135,3 +136,23 @@ def test_a_parameter_without_a_place(tmp_path):
     ):
         save_hf(net, tmp_path / "m")
     assert not (tmp_path / "m").exists()
+
+
+def test_a_copy_for_inference_is_refused(tmp_path):
+    """Its matrices are packed away; the folder that is there stays as it was."""
+    net = model(heads=["mlm"])
+    save_hf(net, tmp_path / "m")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "m").iterdir()}
+    for target, overwrite in (("new", False), ("m", True)):
+        with pytest.raises(ValueError, match="save_hf takes the model itself, not the one that for_inference returned"):
+            save_hf(for_inference(net), tmp_path / target, overwrite=overwrite)
+    assert os.listdir(tmp_path) == ["m"]
+    assert {path.name: path.read_bytes() for path in (tmp_path / "m").iterdir()} == before
+
+
+def test_a_model_that_lost_parameters_is_refused(tmp_path):
+    net = model()
+    net.layers[0].attention.key = torch.nn.Identity()
+    with pytest.raises(ValueError, match=r"2 of the parameters .* not in this one, layers.0.attention.key.w"):
+        save_hf(net, tmp_path / "m")
+    assert os.listdir(tmp_path) == []

@@ -429,26 +429,28 @@ def run(
 
 @app.command()
 def inspect(
-    checkpoint: Annotated[Path, typer.Argument(help="HuggingFace folder, TensorFlow checkpoint, Keras weights")],
+    checkpoint: Annotated[str, typer.Argument(help="HuggingFace folder, TensorFlow checkpoint, Keras weights")],
     family: Family = None,
     variables: Annotated[bool, typer.Option("--variables", help="every variable, not the first of each kind")] = False,
     json: Json = False,
 ) -> None:
     """What a model's files hold: family, sizes, heads, and what would load where."""
-    from danlu.cli.models import print_inspection, told_warnings
+    from danlu.cli.models import print_inspection, told_warnings, typed_path, working
     from danlu.text.inspect_model import inspect_model
 
-    with told_warnings():
-        found = inspect_model(checkpoint, family)
+    with told_warnings(), working("inspect writes nothing"):
+        found = inspect_model(typed_path(checkpoint, "CHECKPOINT"), family)
     print_inspection(found, variables, as_json=json)
+    if found.damage:  # the model cannot be loaded as it is
+        raise typer.Exit(2)
 
 
 @app.command()
 def convert(
     source: Annotated[
-        Path, typer.Argument(help="HuggingFace folder, TensorFlow checkpoint, Keras weights", metavar="SRC")
+        str, typer.Argument(help="HuggingFace folder, TensorFlow checkpoint, Keras weights", metavar="SRC")
     ],
-    target: Annotated[Path, typer.Argument(help="folder to make; with --to onnx also a name.onnx", metavar="DST")],
+    target: Annotated[str, typer.Argument(help="folder to make; with --to onnx also a name.onnx", metavar="DST")],
     to: Annotated[ModelFormat, typer.Option("--to", help="what to write", show_default=False)],
     family: Family = None,
     application: Annotated[Application | None, typer.Option("--application", help="which tokens a token sees")] = None,
@@ -480,16 +482,17 @@ def convert(
     json: Json = False,
 ) -> None:
     """Write a model of one library as another's: HuggingFace, TensorFlow or ONNX."""
-    from danlu.cli.models import load_options, print_conversion, told_warnings
+    from danlu.cli.models import load_options, print_conversion, told_warnings, typed_path, working
     from danlu.text.convert_model import convert_model
 
     options = load_options(
         family=family, application=application, heads=heads, num_layers=layers, compat=compat,
         config=None if config is None else str(config), allow_missing=allow_missing, settings=set_,
     )  # fmt: skip
-    with told_warnings():
+    places = typed_path(source, "SRC"), typed_path(target, "DST")
+    with told_warnings(), working(f"nothing was written, and what stood at {target} is as it was"):
         done = convert_model(
-            source, target, to.value, vocab=vocab, simplify=simplify_vocab, dtype=dtype.value, overwrite=overwrite,
+            *places, to.value, vocab=vocab, simplify=simplify_vocab, dtype=dtype.value, overwrite=overwrite,
             **options,
         )  # fmt: skip
     print_conversion(done, as_json=json)

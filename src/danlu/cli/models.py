@@ -1,24 +1,47 @@
 """What `danlu inspect` and `danlu convert` parse and show."""
 
+import difflib
 import json
+import re
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
+from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from danlu.cli.show import dump, out, table
-from danlu.data.errors import InputError
+from danlu.data.errors import InputError, WorkError
 from danlu.text.config import TransformerConfig
 from danlu.text.convert_model import Conversion
 from danlu.text.inspect_model import Inspection
 from danlu.text.load_report import LoadReport
 
-__all__ = ["load_options", "print_conversion", "print_inspection", "told_warnings"]
+__all__ = ["load_options", "print_conversion", "print_inspection", "spoken", "told_warnings", "typed_path", "working"]
 
 _KINDS = {"hf": "HuggingFace folder", "tf": "TensorFlow checkpoint", "keras": "Keras weights"}
 _SHOWN = 8  # rows of one status; --variables shows all
+_OWN = {  # settings that have an option
+    "family": "--family", "application": "--application", "heads": "--heads", "compat": "--compat",
+    "config": "--config", "vocab": "--vocab", "dtype": "--dtype", "allow_missing": "--allow-missing",
+    "overwrite": "--overwrite", "layers": "--layers",
+}  # fmt: skip
+_FIELDS = [field.name for field in fields(TransformerConfig) if field.name not in _OWN]
+_SPOKEN = (  # what the library says to Python, and how the command line says it
+    (r" \((?:overwrite=True|vocab=)\)", ""),
+    (r"\bfor heads='auto'", "leave --heads out"),
+    (r"\bheads=\(\)", '--heads ""'),
+    (r"\bprefix=", "to load_keras_weights prefix="),
+    (r"\b(overwrite|allow_missing)=True", lambda found: _OWN[found[1]]),
+    (r"\b(family|application|heads|compat|config)='([\w.]+)'", lambda found: f"{_OWN[found[1]]} {found[2]}"),
+    (r"\b(family|application|heads|compat|config|vocab)=", lambda found: _OWN[found[1]]),
+    (r"\btakes no option '(\w+)'", lambda found: f"takes no {_OWN.get(found[1], '--set ' + found[1])}"),
+    (rf"(?<!--set )\b({'|'.join(_FIELDS)})=(?! is )", r"--set \1="),
+)  # fmt: skip
 
 
 def load_options(
@@ -43,10 +66,81 @@ def load_options(
         name, equals, value = setting.partition("=")
         if not equals or not name:
             raise InputError(f"--set takes name=value, got {setting!r}; for example --set max_positions=1024")
+        if name not in _FIELDS:
+            raise InputError(f"--set knows no {name!r}; {_nearest(name)}")
         if name in options:
             raise InputError(f"{name} is given twice, by its own option and by --set; leave one out")
         options[name] = _value(name, value)
     return options
+
+
+def _nearest(name: str) -> str:
+    """Where to turn with a setting that is no field of a configuration."""
+    if name in _OWN:
+        return f"its option is {_OWN[name]}"
+    if name == "keep_tokens":
+        return "--simplify-vocab leaves out tokens; others are chosen in Python, load_model(keep_tokens=...)"
+    near = difflib.get_close_matches(name, _FIELDS, n=3)
+    if near:
+        return f"did you mean {' or '.join(near)}?"
+    return f"it takes {', '.join(_FIELDS[:8])} and the other fields of a model's configuration"
+
+
+def typed_path(text: str, what: str) -> Path:
+    """A path as it was typed; an empty one, as of a variable that is not set, would be the current folder."""
+    if not text:
+        raise InputError(f"{what} is empty; give a path, . for the current folder")
+    return Path(text)
+
+
+def spoken(message: str) -> str:
+    """A message of the library in the words of the command line.
+
+    >>> spoken("pass family='nezha', or num_heads=12 and config= a file")
+    'pass --family nezha, or --set num_heads=12 and --config a file'
+    """
+    for python, option in _SPOKEN:
+        message = re.sub(python, option, message)
+    return message
+
+
+class Stopped(Exception):
+    """The command was stopped from outside."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+@contextmanager
+def working(left: str) -> Iterator[None]:
+    """Failures told in the words of the command, a request to end (SIGTERM) like Ctrl-C, so that files are cleaned up.
+
+    Args:
+        left: what stands after an interruption.
+    """
+    asked: list[int] = []
+
+    def end(number: int, frame: FrameType | None) -> None:
+        if not asked:  # a second one would stop the cleaning
+            asked.append(number)
+            raise KeyboardInterrupt
+
+    main = threading.current_thread() is threading.main_thread()  # others cannot take signals
+    before = signal.signal(signal.SIGTERM, end) if main else None
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Stopped(f"{'ended' if asked else 'interrupted'}; {left}", 143 if asked else 130) from None
+    except InputError as error:
+        raise InputError(spoken(str(error))) from None
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, MemoryError) or "not enough memory" in str(error):
+            raise WorkError(f"not enough memory for this model; {left}") from None
+        raise
+    finally:
+        if main:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
 
 
 def _value(name: str, text: str) -> Any:
@@ -76,7 +170,7 @@ def told_warnings() -> Iterator[None]:
             yield
         finally:
             for message in dict.fromkeys(str(item.message) for item in caught if item.category is UserWarning):
-                sys.stderr.write(f"note: {' '.join(message.split())}\n")
+                sys.stderr.write(f"note: {spoken(' '.join(message.split()))}\n")
 
 
 def print_inspection(found: Inspection, variables: bool = False, as_json: bool = False) -> None:
@@ -105,8 +199,10 @@ def print_inspection(found: Inspection, variables: bool = False, as_json: bool =
         )
         facts.append(("vocabulary", f"{found.vocabulary['file']}: {tokens} tokens{fits}"))
     facts.append(("weights", ", ".join(f"{n} {status}" for status, n in found.report.counts().items()) or "none"))
-    facts += [("problem", problem) for problem in found.report.problems()]
-    facts += [("note", note) for note in found.report.notes if not all(reason in note for reason in found.reasons[:1])]
+    facts += [("problem", spoken(problem)) for problem in found.problems()]
+    facts += [
+        ("note", spoken(note)) for note in found.report.notes if not all(reason in note for reason in found.reasons[:1])
+    ]
     width = max(len(name) for name, _ in facts)
     for name, text in facts:
         print(f"{name:{width}}  {text}")
@@ -151,7 +247,7 @@ def print_conversion(done: Conversion, as_json: bool = False) -> None:
         more = f" and {len(unused) - 3} more" if len(unused) > 3 else ""
         sys.stderr.write(f"not read: {', '.join(unused[:3])}{more}; `danlu inspect` shows all\n")
     for note in [*done.report.notes, *done.notes]:
-        sys.stderr.write(f"note: {note}\n")
+        sys.stderr.write(f"note: {spoken(note)}\n")
     for path in done.written:
         print(f"wrote {path}")
     return None

@@ -117,6 +117,8 @@ def plan(
         except InputError as error:
             hint = _hint(name, found, None)
             raise InputError(f"{error}; {hint}" if hint else str(error)) from None
+        if "hidden_act" in values and values["hidden_act"] is None and "activation" not in overrides:
+            notes.append(f"{where}: hidden_act is null, {full.activation} is taken")
         if unknown:
             notes.append(f"{where}: not understood: {', '.join(unknown)}")
     chosen = () if full.traits.encoder_decoder else found.heads if wanted is None else wanted
@@ -124,7 +126,8 @@ def plan(
     bounded = _bounded(full, found)
     return Plan(
         source, found, shapes, training, full, bounded, chosen, tf_names(bounded, _with_brought(full, chosen), layout),
-        _essential(bounded, found, overrides), notes, _conflicts(full, found, where), _hint(full.family, found, wanted),
+        _essential(bounded, found, overrides), notes, _conflicts(full, found, where, overrides),
+        _hint(full.family, found, wanted),
     )  # fmt: skip
 
 
@@ -193,7 +196,7 @@ def _bounded(config: TransformerConfig, found: Guess) -> TransformerConfig:
     return config.replace(**changes)
 
 
-def _conflicts(config: TransformerConfig, found: Guess, where: str) -> dict[str, str]:
+def _conflicts(config: TransformerConfig, found: Guess, where: str, overrides: Mapping[str, Any]) -> dict[str, str]:
     positions = config.traits.positions
     theirs = {"embedding_size": found.sizes.get("hidden_size"), **found.sizes}
     ours = {
@@ -219,6 +222,11 @@ def _conflicts(config: TransformerConfig, found: Guess, where: str) -> dict[str,
     for name, (count, held) in counts.items():
         if held is not None and count > held:
             told[name] = f"{name} is {count} in {where}, the file has {held} layers"
+        elif held is not None and count < held and not {name, "num_layers"} & set(overrides):
+            told[name] = (
+                f"{name} is {count} in {where}, the file has {held} layers; take the configuration of this "
+                f"checkpoint, or give {name}={count} if only the first of them are wanted"
+            )
     return told
 
 

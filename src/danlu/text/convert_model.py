@@ -14,6 +14,8 @@ Shapes: none.
 
 from __future__ import annotations
 
+import errno
+import json
 import os
 import re
 import shutil
@@ -24,12 +26,12 @@ from typing import Any
 
 import torch
 
-from danlu.data.errors import InputError
+from danlu.data.errors import InputError, WorkError
 from danlu.text.load_model import Model, load_model, model_kind
 from danlu.text.load_report import LoadReport
 from danlu.text.load_tf import save_tf
 from danlu.text.onnx_export import export_onnx
-from danlu.text.save_hf import TOKENIZER_FILES, save_hf
+from danlu.text.save_hf import TOKENIZER_FILES, WEIGHTS, save_hf
 from danlu.text.vocabulary import load_vocab, save_vocab
 
 __all__ = ["Conversion", "convert_model"]
@@ -38,10 +40,11 @@ FORMATS = ("hf", "tf", "onnx")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _CKPT = "bert_model.ckpt"
 _SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-_OF_A_MODEL = re.compile(
-    r"config\.json|bert_config\.json|checkpoint|model\.onnx(?:\.data)?"
-    r"|.+\.(?:index|meta|data-\d{5}-of-\d{5})|(?:model|pytorch_model)[^/]*\.(?:safetensors|bin|json)"
+_VALUES = re.compile(  # files that make a folder a model: these exact names, since others may be the user's
+    rf"{WEIGHTS.pattern}|bert_model\.ckpt\.(?:index|data-\d{{5}}-of-\d{{5}})|model\.onnx(?:\.data)?"
 )
+_DESCRIBING = {"config.json", "bert_config.json", "bert_model.ckpt.meta", "checkpoint", *TOKENIZER_FILES}
+_NO_ROOM = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,7 @@ def convert_model(
 
     Raises:
         InputError: source is no model, target cannot be written or exists, vocabulary and model do not belong together.
+        WorkError: there is no room to write; what stood at the target is as it was.
         LoadError: weights do not fit the model.
 
     >>> import tempfile
@@ -103,10 +107,15 @@ def convert_model(
     if dtype not in DTYPES or (to == "onnx" and dtype != "fp32"):
         allowed = "fp32; ONNX Runtime's own tools make smaller files of it" if to == "onnx" else ", ".join(DTYPES)
         raise InputError(f"the type of the weights is {dtype}; {to} takes {allowed}")
+    for given in (source, target):
+        if not str(given):
+            raise InputError("the empty name is no path; give the model and the folder to make")
     source, target = Path(os.path.abspath(source)), Path(os.path.abspath(target))
     model_kind(source)  # refuses what is no model
     single = to == "onnx" and target.suffix == ".onnx"
     _check_target(source, target, single, overwrite)
+    if target.is_symlink():
+        target = Path(os.path.realpath(target))  # the folder that is meant is replaced, and the link stays
     if single and (vocab is not None or simplify):
         raise InputError(
             f"{target.name} means that file alone; to write a vocabulary beside it give the name of a folder"
@@ -143,8 +152,15 @@ def convert_model(
         raise
     except ValueError as error:  # a writer's refusal of this model
         raise InputError(f"{source} cannot be written as {to}: {error}") from None
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        left = "what stood there is as it was" if target.exists() else "nothing was written"
+        raise WorkError(f"{target}: no room to write ({error.strerror}); free some space; {left}") from None
     finally:
         shutil.rmtree(workspace, ignore_errors=True)
+        if target.exists():  # the new folder, or the old one again
+            shutil.rmtree(_aside(target), ignore_errors=True)
     folder = target.parent if single else target
     return Conversion(tuple(folder / name for name in names), report, tuple(notes))
 
@@ -164,20 +180,34 @@ def _check_target(source: Path, target: Path, single: bool, overwrite: bool) -> 
     real, place = Path(os.path.realpath(source)), Path(os.path.realpath(target))
     if place == real or place in real.parents or real in place.parents:
         where = (
-            "the model itself" if place == real else "around the model" if place in real.parents else "inside the model"
+            "is the model itself"
+            if place == real
+            else f"lies around the model, {source}"
+            if place in real.parents
+            else f"lies inside the model, {source}"
         )
-        raise InputError(f"{target} lies {where}, {source}; give a folder beside it")
+        raise InputError(f"{target} {where}; give a folder beside it")
+    here = Path(os.path.realpath(os.curdir))
+    if not single and (place == here or place in here.parents):
+        raise InputError(f"{target} is the current folder or around it and is not replaced; give a folder inside it")
     if not target.parent.is_dir():
         raise InputError(f"{target.parent} is no folder; make it first")
     if single and target.is_dir():
         raise InputError(f"{target} is a folder; a name that ends in .onnx means a file, take another")
     if not single and target.exists() and not target.is_dir():
         raise InputError(f"{target} is a file; give the name of a folder to make")
+    if target.is_symlink() and not place.parent.is_dir():
+        raise InputError(f"{target} is a link to {place}, and there is no folder {place.parent}; make it first")
+    if target.is_symlink() and not place.exists() and not overwrite:
+        raise InputError(
+            f"{target} is a link to {place}, which does not exist; --overwrite (overwrite=True) makes it, or remove "
+            "the link"
+        )
     if not target.exists():
         return
     if not overwrite:
         raise InputError(f"{target} exists; --overwrite (overwrite=True) replaces its model, or give another name")
-    if not single and any(target.iterdir()) and not any(_OF_A_MODEL.fullmatch(name) for name in os.listdir(target)):
+    if not single and any(target.iterdir()) and not any(_VALUES.fullmatch(name) for name in os.listdir(target)):
         raise InputError(f"{target} holds other files and no model, so it is not replaced; give another name")
 
 
@@ -188,9 +218,32 @@ def _carried(source: Path, vocab: str | Path | None) -> list[tuple[Path, str]]:
         if not path.is_file():
             raise InputError(f"{path} is no file; give vocab.txt, spiece.model or tokenizer.json")
         usual = {".txt": "vocab.txt", ".model": "spiece.model", ".json": "tokenizer.json"}.get(path.suffix, "vocab.txt")
-        return [(path, path.name if path.name in TOKENIZER_FILES else usual)]
+        name = path.name if path.name in TOKENIZER_FILES else usual
+        _check_kind(path, name)
+        return [(path, name)]
     folder = source if source.is_dir() else source.parent
     return [(folder / name, name) for name in TOKENIZER_FILES if (folder / name).is_file()]
+
+
+def _check_kind(path: Path, name: str) -> None:
+    """Refuse a file given as the vocabulary that is of another kind inside than its name says."""
+    data = path.read_bytes()
+    if name.endswith(".model"):
+        if not data.startswith(b"\n"):  # the first field of SentencePiece's message
+            raise InputError(f"{path} is no model of SentencePiece; give spiece.model, vocab.txt or tokenizer.json")
+        return
+    try:
+        held = json.loads(data)
+    except (ValueError, RecursionError):
+        held = None
+    if name == "tokenizer.json" and not (isinstance(held, dict) and isinstance(held.get("model"), dict)):
+        raise InputError(
+            f'{path} is no tokenizer.json, a JSON object with a "model" in it; give vocab.txt, or tokenizer.json itself'
+        )
+    if name == "vocab.json" and not (isinstance(held, dict) and all(type(value) is int for value in held.values())):
+        raise InputError(f"{path} is no vocab.json, a JSON object of tokens and their ids; give vocab.txt or that")
+    if name == "vocab.txt" and (isinstance(held, dict | list) or b"\0" in data):
+        raise InputError(f"{path} is no vocab.txt, which has one token a line; give the vocab.txt of the model")
 
 
 def _simpler(carried: Sequence[tuple[Path, str]], source: Path) -> tuple[list[int], dict[str, int]]:
@@ -239,20 +292,25 @@ def _publish(made: Path, target: Path, names: Sequence[str], single: bool) -> No
         for name in sorted(names, reverse=True):  # the weights' file, if there is one, before the one that names it
             os.replace(made / name, target.with_name(name))
         return
-    old = target.with_name(f".{target.name}.{os.getpid()}.old")
-    if target.exists():
+    old, stands = _aside(target), target.exists()
+    if stands:
         for path in sorted(target.iterdir()):
-            if _OF_A_MODEL.fullmatch(path.name) or path.name in TOKENIZER_FILES or path.name in names:
-                continue
-            if path.is_dir():
+            if path.is_dir() and not path.is_symlink():
+                if path.name in names:
+                    raise InputError(f"{path} is a folder, where a file of this name is to be written; rename it")
                 shutil.copytree(path, made / path.name, symlinks=True)
-            else:
+            elif not _VALUES.fullmatch(path.name) and path.name not in {*_DESCRIBING, *names}:
                 shutil.copy2(path, made / path.name, follow_symlinks=False)
-        os.replace(target, old)
     try:
+        if stands:
+            os.replace(target, old)
         os.replace(made, target)
-    except OSError:
-        if old.exists():
+    except BaseException:  # Ctrl-C, too
+        if old.exists() and not target.exists():
             os.replace(old, target)
         raise
-    shutil.rmtree(old, ignore_errors=True)
+
+
+def _aside(target: Path) -> Path:
+    """Where a folder that is replaced stands for a moment."""
+    return target.with_name(f".{target.name}.{os.getpid()}.old")

@@ -57,6 +57,10 @@ _RATES = {
 _SWITCHES = {
     name: (name,) for name in ("residual_attention_scores", "shared_segment_embeddings", "cross_position_bias")
 }
+_NEVER_NULL = (
+    "vocab_size", "hidden_size", "num_layers", "num_heads", "intermediate_size", "max_positions", "segment_vocab_size",
+    "num_buckets", "max_distance",
+)  # fmt: skip
 _FROM_ZERO = ("segment_vocab_size", "pad_token_id")
 _SILENT = {  # understood, and without a consequence here
     "hidden_act", "hierarchical_position", "model_type", "use_relative_position", "initializer_factor",
@@ -120,6 +124,9 @@ def from_google(
     for table, check in ((_SIZES, _whole), (_RATES, _number), (_SWITCHES, _switch)):
         for name, keys in table.items():
             key = next((key for key in keys if values.get(key) is not None), None)
+            null = next((key for key in keys if key in values), None)
+            if key is None and null is not None and name in _NEVER_NULL and name not in overrides:
+                raise InputError(f"{source}: {null} is null; write the size of the model, or give {name}=")
             if key is not None:
                 fields[name] = check(key, values[key], source, 0 if name in _FROM_ZERO else 1)
     _variants(values, source)

@@ -5,10 +5,10 @@ r"""HuggingFace's config.json and our `TransformerConfig`, both ways.
 
 Reading refuses options under which the same weights mean another model (relative positions of BERT, rotated values,
 cross attention, quantized weights, code that comes with the folder) instead of leaving them out. Writing takes (1)
-where the class in transformers computes the same numbers, else (2), which `AutoModel` refuses by its name: a RealFormer
-or T5-PEGASUS that it opened as BERT or T5 would be silently wrong. Options that only matter when they are used
-(hierarchical positions beyond the table, a condition, the mask of unilm) stay beside as danlu_<field>. Either way
-`from_hf(to_hf(config)) == config`.
+where the class in transformers computes the same numbers, else (2), which `AutoModel` refuses by its name: a
+RealFormer, T5-PEGASUS or model with conditional norms that it opened as BERT or T5 would be silently wrong. Options
+that only matter when used (hierarchical positions beyond the table, unilm's mask) stay beside as danlu_<field>. Either
+way `from_hf(to_hf(config)) == config`.
 
 What transformers' own files leave open: T5's version stands in `feed_forward_proj`; T5 scales its logits where
 `scale_decoder_outputs` says so (since 5.0) or else where `tie_word_embeddings` is not false, mT5 never; whether the
@@ -29,7 +29,7 @@ from typing import Any
 from danlu.math.activations import activation_name
 from danlu.text.config import FAMILIES, TransformerConfig, family_of
 
-__all__ = ["from_hf", "to_hf"]
+__all__ = ["from_hf", "hf_type", "to_hf"]
 
 NEEDED = object()
 Keys = dict[str, tuple[str, Any]]  # our field -> (their key, what a missing key means)
@@ -173,6 +173,28 @@ def from_hf(config: Mapping[str, Any], family: str | None = None) -> Transformer
     }
     read = TransformerConfig.of(chosen or found, **values)
     return read.replace(**beside) if beside else read
+
+
+def hf_type(config: Mapping[str, Any], family: str | None = None) -> str:
+    """Whose names the weights beside a config.json have: its `model_type`, or what a given family makes of it.
+
+    Args:
+        config: the parsed file.
+        family: as of `from_hf`.
+
+    Returns:
+        A model_type of transformers, or danlu-<family>.
+
+    Raises:
+        ValueError: as of `from_hf`.
+
+    >>> hf_type({"model_type": "roberta"}), hf_type({"model_type": "roberta"}, "bert")
+    ('roberta', 'bert')
+    """
+    model_type = config.get("model_type")
+    if isinstance(model_type, str) and model_type.startswith("danlu-"):
+        return model_type
+    return _kind(model_type, None if family is None else family_of(family).name)
 
 
 def to_hf(config: TransformerConfig, heads: Collection[str] = ()) -> dict[str, Any]:
@@ -344,6 +366,10 @@ def _write(config: TransformerConfig, model_type: str) -> dict[str, Any] | None:
             written["is_decoder"] = True
     if model_type == "t5" and config.scale_logits and not config.tie_embeddings:
         return None  # transformers 4 scales by the tie alone
+    if config.condition_size is not None:
+        return None  # it would leave the conditions out
+    if model_type == "albert" and config.embedding_dim == config.hidden_size:
+        return None  # it projects between equal sizes too
     try:
         back = from_hf(written)
     except ValueError:

@@ -49,6 +49,7 @@ class Inspection:
         heads: heads whose weights are there.
         vocabulary: name of the vocabulary beside, its tokens and the rows of the table; None: there is no vocab.txt.
         report: the table of what loads where.
+        damage: data files that are missing or too short, one sentence each; such a model cannot be loaded.
     """
 
     kind: str
@@ -62,6 +63,7 @@ class Inspection:
     heads: tuple[str, ...]
     vocabulary: dict[str, Any] | None
     report: LoadReport
+    damage: tuple[str, ...] = ()
 
     def record(self, variables: bool = False) -> dict[str, Any]:
         """The same for JSON.
@@ -69,12 +71,16 @@ class Inspection:
         Args:
             variables: also every row of the table.
         """
-        told = {name: value for name, value in vars(self).items() if name != "report"}
-        told |= {"counts": self.report.counts(), "problems": self.report.problems(), "notes": self.report.notes}
+        told = {name: value for name, value in vars(self).items() if name not in ("report", "damage")}
+        told |= {"counts": self.report.counts(), "problems": self.problems(), "notes": self.report.notes}
         if variables:
             told["variables"] = [asdict(row) for row in self.report.rows]
             told["training_state"] = self.report.training_state
         return told
+
+    def problems(self) -> list[str]:
+        """What stands in the way of loading, damage first."""
+        return [*self.damage, *self.report.problems()]
 
 
 def inspect_model(path: str | Path, family: str | None = None) -> Inspection:
@@ -100,6 +106,8 @@ def inspect_model(path: str | Path, family: str | None = None) -> Inspection:
     >>> found.family, found.sizes["hidden_size"], found.report.counts()
     ('bert', 4, {'matched': 21})
     """
+    if not str(path):
+        raise InputError("the empty name is no path; give a folder or file of a model, . for the current folder")
     kind = model_kind(path)
     try:
         return {"tf": _tf, "hf": _hf, "keras": _keras}[kind](Path(path), family)
@@ -112,7 +120,7 @@ def inspect_model(path: str | Path, family: str | None = None) -> Inspection:
 def _tf(path: Path, family: str | None) -> Inspection:
     found, report = inspect_tf(path, **({} if family is None else {"family": family}))
     with open_checkpoint(path) as checkpoint:
-        prefix = checkpoint.prefix
+        prefix, damage = checkpoint.prefix, tuple(checkpoint.missing_bytes())
         try:
             config = plan(checkpoint, {}, family=family, assume=True).config
         except InputError:  # of no family, or of several; the report says it
@@ -122,7 +130,7 @@ def _tf(path: Path, family: str | None) -> Inspection:
     return Inspection(
         "tf", str(prefix), found.layout, found.family if config is None else config.family, found.candidates,
         found.reasons, {name: sizes[name] for name in _SIZES if name in sizes}, assumed, found.heads,
-        _vocabulary(prefix.parent, found.sizes.get("vocab_size")), report,
+        _vocabulary(prefix.parent, found.sizes.get("vocab_size")), report, damage,
     )  # fmt: skip
 
 

@@ -27,7 +27,7 @@ from danlu.text.config import FAMILIES, TransformerConfig, family_of
 from danlu.text.google_config import from_google, read_google
 from danlu.text.keras_file import KerasFile, open_keras_weights
 from danlu.text.keras_names import keras_slots
-from danlu.text.load_report import fill
+from danlu.text.load_report import fill, weights_dtype
 from danlu.text.transformer import EncoderDecoder, Transformer, build_transformer
 from danlu.text.without_memory import without_memory
 
@@ -61,7 +61,7 @@ def load_keras_weights(
     compat: str = "bert4keras",
     num_layers: int | None = None,
     prefix: str | None = None,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
     allow_missing: bool = False,
     **overrides: Any,
 ) -> Transformer | EncoderDecoder:
@@ -78,7 +78,7 @@ def load_keras_weights(
         num_layers: first layers to read, where fewer are wanted than the file has.
         prefix: what stands before the layers' names, such as "Copy-", or "model_1/" for a model inside a model; None:
             told from the file.
-        dtype: of the parameters; None: float32.
+        dtype: of the parameters, such as torch.bfloat16 or "bfloat16"; None: float32.
         allow_missing: parameters that the file lacks keep random values.
         **overrides: fields of `TransformerConfig` that count instead of the configuration's.
 
@@ -91,6 +91,7 @@ def load_keras_weights(
         LoadError: weights are missing, of another shape, or have no place; `report` holds the table.
         ImportError: h5py is not installed.
     """
+    dtype = weights_dtype(dtype)
     with open_keras_weights(path) as file:
         layers = _nested(file)
         prefix = _prefix(layers, path) if prefix is None else prefix
@@ -115,7 +116,7 @@ def load_keras_weights(
         drawn = allow_missing or settings.condition_size is not None
         with nullcontext() if drawn else without_memory():
             model = build_transformer(settings, chosen)
-        model.to(dtype or torch.float32)
+        model.to(dtype)
         own = {
             key
             for layer, keys in layers.items()

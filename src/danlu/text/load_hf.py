@@ -24,11 +24,12 @@ import torch
 from torch import Tensor
 
 from danlu.data.errors import InputError
+from danlu.text._hf_checks import check_names, check_projection, check_sines
 from danlu.text._hf_files import Weights, open_weights, read_json
 from danlu.text.config import TransformerConfig
-from danlu.text.hf_config import from_hf, to_hf
+from danlu.text.hf_config import from_hf, hf_type
 from danlu.text.hf_names import bare_name, computed_name, head_names, hf_names, layer_number, tied_names
-from danlu.text.load_report import fill
+from danlu.text.load_report import fill, weights_dtype
 from danlu.text.slots import Slot
 from danlu.text.transformer import EncoderDecoder, Transformer, build_transformer
 from danlu.text.vocabulary_surgery import VOCABULARY_NAMES, Compound, compound, prune, resized_config
@@ -52,7 +53,7 @@ def load_hf(
     num_layers: int | None = None,
     keep_tokens: Sequence[int] | None = None,
     compound_tokens: Sequence[Compound] | None = None,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
     allow_missing: bool = False,
     **overrides: Any,
 ) -> Transformer | EncoderDecoder:
@@ -66,7 +67,7 @@ def load_hf(
         num_layers: keep only the first so many; None: all.
         keep_tokens: old ids of the rows of the vocabulary to keep, as `load_vocab(simplified=True)` returns them.
         compound_tokens: further rows, each a mean of the rows with these ids, counted after keep_tokens.
-        dtype: of the parameters; None: float32, whatever the file has.
+        dtype: of the parameters, such as torch.bfloat16 or "bfloat16"; None: float32, whatever the file has.
         allow_missing: weights that the file lacks keep random values, encoder weights without a place are left out.
         **overrides: other fields of `TransformerConfig`, such as attention_dropout or condition_size.
 
@@ -85,11 +86,14 @@ def load_hf(
     >>> model.heads, model.load_report.counts()
     (('mlm',), {'matched': 26})
     """
-    folder = Path(folder)
+    folder, dtype = Path(folder), weights_dtype(dtype)
     described, stored = _configuration(folder, family)
-    model_type = str(described.get("model_type") or to_hf(stored)["model_type"])
+    model_type = hf_type(described, family)
     weights = open_weights(folder)
+    check_names(str(folder), model_type, weights.shapes)
     names = _bare_names(folder, weights)
+    check_projection(str(folder), stored, model_type, names)
+    check_sines(str(folder), stored, weights, names)
     stored = stored.replace(tie_embeddings=_is_tied(stored, weights, names))
     try:
         config = _asked(stored, application, num_layers, keep_tokens, compound_tokens, overrides)
@@ -117,10 +121,10 @@ def load_hf(
         "allow_missing": allow_missing,
         "hint": "give family=, heads= or sizes that fit the file, or allow_missing=True if that is meant",
     }
-    report = fill(model.to(dtype or torch.float32), slots, weights.read, **filling)
+    report = fill(model.to(dtype), slots, weights.read, **filling)
     if any(parameter.is_meta for parameter in model.parameters()):
         model = build_transformer(config, model.heads)  # some weights keep the values they are born with
-        report = fill(model.to(dtype or torch.float32), slots, weights.read, **filling)
+        report = fill(model.to(dtype), slots, weights.read, **filling)
     if copies:
         report.notes.append(f"equal to the weights they are tied to: {', '.join(sorted(copies))}")
     if computed:

@@ -26,11 +26,15 @@ from torch import Tensor, nn
 from danlu.data.errors import InputError
 from danlu.text.slots import Slot, take
 
-__all__ = ["LoadError", "LoadReport", "Row", "fill", "match"]
+__all__ = ["LoadError", "LoadReport", "Row", "fill", "match", "weights_dtype"]
 
 Shape = tuple[int, ...]
 STATUSES = ("matched", "edited", "fresh", "missing", "mismatched", "unused")
 _SHOWN = 12  # rows of one status in the table
+_DTYPES = {
+    "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64,
+    "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -271,6 +275,27 @@ def fill(
         parameter.copy_(values)
     model.load_report = report  # type: ignore[assignment]
     return report
+
+
+def weights_dtype(dtype: torch.dtype | str | None) -> torch.dtype:
+    """The type that a loader gives its parameters.
+
+    Args:
+        dtype: float32, bfloat16, float16 or float64, of torch or by name; None: float32.
+
+    Returns:
+        The type of torch.
+
+    Raises:
+        InputError: any other.
+
+    >>> weights_dtype("bf16"), weights_dtype(None)
+    (torch.bfloat16, torch.float32)
+    """
+    found = torch.float32 if dtype is None else _DTYPES.get(dtype) if isinstance(dtype, str) else dtype
+    if found is None or found not in _DTYPES.values():
+        raise InputError(f"dtype must be float32, bfloat16, float16 or float64, of torch or by name; got {dtype!r}")
+    return found
 
 
 def _after(slot: Slot, shape: Shape) -> Shape | None:

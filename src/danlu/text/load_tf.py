@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
@@ -30,9 +29,10 @@ from torch import Tensor
 from danlu.data.errors import InputError
 from danlu.text import vocabulary_surgery as surgery
 from danlu.text._tf_plan import ConfigLike, Plan, plan
+from danlu.text._whole_model import whole_parameters
 from danlu.text.family_guess import Guess, guess
 from danlu.text.google_config import to_google
-from danlu.text.load_report import LoadError, LoadReport, fill, match
+from danlu.text.load_report import LoadError, LoadReport, fill, match, weights_dtype
 from danlu.text.slots import put
 from danlu.text.tf_checkpoint import TFCheckpoint, open_checkpoint
 from danlu.text.tf_checkpoint_writer import save_checkpoint
@@ -59,7 +59,7 @@ def load_tf(
     keep_tokens: Sequence[int] | None = None,
     compound_tokens: Sequence[Any] | None = None,
     autoresize: bool = False,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
     allow_missing: bool = False,
     **overrides: Any,
 ) -> Model:
@@ -77,7 +77,7 @@ def load_tf(
         keep_tokens: old ids of the rows of the vocabulary to keep.
         compound_tokens: rows to add, each the mean of others, whose ids count after keep_tokens.
         autoresize: bring weights of another width to the configuration's, as bert4keras' autoresize_weights does.
-        dtype: type of the weights; None: float32, whatever the file stores.
+        dtype: type of the weights, such as torch.bfloat16 or "bfloat16"; None: float32, whatever the file stores.
         allow_missing: let weights that are not in the file start at random, and essential ones there lie unread.
         **overrides: fields of `TransformerConfig` that count instead of the configuration's.
 
@@ -97,6 +97,7 @@ def load_tf(
     >>> model.config.num_layers, model.load_report.counts()
     (1, {'matched': 21, 'unused': 16})
     """
+    dtype = weights_dtype(dtype)
     if num_layers is not None:
         overrides["num_layers"] = num_layers
     with open_checkpoint(path) as checkpoint:
@@ -114,7 +115,7 @@ def load_tf(
         drawn = allow_missing or final.condition_size is not None  # then some weights are not in the file
         with nullcontext() if drawn else without_memory():
             model = build_transformer(final, planned.heads)
-        model.to(dtype or torch.float32)
+        model.to(dtype)
         report = fill(
             model, planned.slots, partial(_read, checkpoint), planned.shapes, source=planned.source,
             edits=_edits(model, planned, keep_tokens, compound_tokens, autoresize), fresh=_is_conditional,
@@ -178,13 +179,14 @@ def save_tf(
 
     Raises:
         InputError: there are such files and `overwrite` is False, or the folder is missing.
-        ValueError: the model has parameters that such files have no place for, such as conditional norms.
+        ValueError: the model has parameters that such files have no place for, such as conditional norms, or lacks
+            some, as a copy of `for_inference` does.
     """
     config, prefix = model.config, Path(prefix)
     if layout is None and config.family == "albert_unshared":
         layout = "bert"  # its layers may differ, and one shared layer cannot hold them
     slots = tf_names(config, model.heads, layout)
-    state = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    state = whole_parameters(model, "save_tf")
     homeless = [name for name in state if name not in slots]
     if homeless:
         raise ValueError(
@@ -198,11 +200,15 @@ def save_tf(
     if place.exists() and not overwrite and place.read_text(encoding="utf-8") != text:
         raise InputError(f"{place} exists and is another model's; pass overwrite=True, or write to another folder")
     save_checkpoint(prefix, put(slots, state), overwrite=overwrite)
-    with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=prefix.parent, prefix=".saving.", delete=False) as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(file.name, place)
+    partial_place = place.with_name(f".saving.{os.getpid()}.{place.name}")  # by open, which follows the umask
+    try:
+        with partial_place.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial_place, place)
+    finally:
+        partial_place.unlink(missing_ok=True)
 
 
 def _table(planned: Plan) -> LoadReport:

@@ -22,11 +22,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from danlu.data.errors import InputError
-from danlu.nn.positions import sinusoidal_positions
+from danlu.text._hf_checks import sines_then_cosines
+from danlu.text._whole_model import whole_parameters
 from danlu.text.hf_config import to_hf
 from danlu.text.hf_names import hf_names
 from danlu.text.slots import put
@@ -39,7 +41,10 @@ TOKENIZER_FILES = (
     "vocab.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     "spiece.model", "sentencepiece.bpe.model", "vocab.json", "merges.txt",
 )  # fmt: skip
-_WEIGHTS = re.compile(r"(?:model|pytorch_model|tf_model|flax_model)[^/]*\.(?:safetensors|bin|h5|msgpack|json)")
+WEIGHTS = re.compile(  # the names that danlu and transformers give to weights, and no others
+    r"(?:model|pytorch_model)(?:-\d{5}-of-\d{5})?\.(?:safetensors|bin)|(?:model\.safetensors|pytorch_model\.bin)"
+    r"\.index\.json|tf_model\.h5|flax_model\.msgpack"
+)
 
 
 def save_hf(
@@ -61,7 +66,8 @@ def save_hf(
 
     Raises:
         InputError: the folder exists and overwrite is False, or it holds no config.json; no tokenizer file is there.
-        ValueError: a parameter of the model has no place in such a folder; the vocabulary has ids beyond the table.
+        ValueError: a parameter of the model has no place in such a folder, or it lacks some, as a copy of
+            `for_inference` does; the vocabulary has ids beyond the table.
 
     >>> import tempfile
     >>> from danlu.text.config import TransformerConfig
@@ -86,13 +92,13 @@ def save_hf(
     partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
     try:
         partial.mkdir()
-        save_file(tensors, partial / "model.safetensors", metadata={"format": "pt"})
         if isinstance(vocab, Mapping):
             save_vocab(partial / "vocab.txt", vocab)
         for source in sources:
             shutil.copyfile(source, partial / source.name)
         text = json.dumps(described, ensure_ascii=False, indent=2, allow_nan=False)
         (partial / "config.json").write_text(text + "\n", encoding="utf-8")
+        _save_weights(tensors, partial / "model.safetensors", mode_of=partial / "config.json")
         if folder.exists():
             _keep_others(folder, partial)
         _publish(partial, folder)
@@ -103,7 +109,7 @@ def save_hf(
 def _tensors(model: Transformer | EncoderDecoder, dtype: torch.dtype | None) -> dict[str, Tensor]:
     """Their names and tensors, in memory."""
     config, slots = model.config, hf_names(model.config, model.heads)
-    ours = {name: value.detach().cpu() for name, value in model.named_parameters()}
+    ours = {name: value.cpu() for name, value in whole_parameters(model, "save_hf").items()}
     homeless = [name for name in ours if name not in slots]
     if homeless:
         raise ValueError(
@@ -120,9 +126,20 @@ def _tensors(model: Transformer | EncoderDecoder, dtype: torch.dtype | None) -> 
         theirs[name] = table.new_zeros(1, config.embedding_dim)
     if written["model_type"] == "roformer":
         name = slots["embeddings.token.weight"].name.replace("embeddings.word_embeddings", "encoder.embed_positions")
-        sines = sinusoidal_positions(torch.arange(config.max_positions), config.key_dim)  # (N, D), interleaved
-        theirs[name] = torch.cat([sines[:, 0::2], sines[:, 1::2]], dim=1).to(table.dtype)  # sines first, then cosines
+        theirs[name] = sines_then_cosines(config.max_positions, config.key_dim).to(table.dtype)
     return theirs
+
+
+def _save_weights(tensors: dict[str, Tensor], path: Path, mode_of: Path) -> None:
+    """Write them; what the system refuses comes as OSError, and the file may be read by whom another one may."""
+    try:
+        save_file(tensors, path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from None
+    shutil.copymode(mode_of, path)  # safetensors writes for the owner alone, whatever the umask
 
 
 def _tokenizer_files(vocab: str | Path | Mapping[str, int] | None, rows: int) -> list[Path]:
@@ -155,11 +172,11 @@ def _check_ids(largest: int, rows: int, what: str) -> None:
 def _keep_others(folder: Path, partial: Path) -> None:
     """Take over the files of a replaced folder that are not of the old model."""
     for path in sorted(folder.iterdir()):
-        if _WEIGHTS.fullmatch(path.name) or (partial / path.name).exists():
-            continue
-        if path.is_dir():
+        if path.is_dir() and not path.is_symlink():
+            if (partial / path.name).exists():
+                raise InputError(f"{path} is a folder, where a file of this name is to be written; rename it")
             shutil.copytree(path, partial / path.name, symlinks=True)
-        else:
+        elif not WEIGHTS.fullmatch(path.name) and not (partial / path.name).exists():
             shutil.copy2(path, partial / path.name, follow_symlinks=False)
 
 
@@ -168,12 +185,12 @@ def _publish(partial: Path, folder: Path) -> None:
     for path in [*(path for path in partial.iterdir() if path.is_file()), partial]:
         _sync(path)
     old = folder.with_name(f"{folder.name}.{os.getpid()}.old")
-    if folder.exists():
-        os.replace(folder, old)
     try:
+        if folder.exists():
+            os.replace(folder, old)
         os.replace(partial, folder)
-    except OSError:
-        if old.exists():
+    except BaseException:
+        if old.exists() and not folder.exists():
             os.replace(old, folder)
         raise
     _sync(folder.parent)

@@ -192,6 +192,21 @@ class TFCheckpoint:
         except Damage as damage:
             raise InputError(f"{self.prefix}: {GRAPH} cannot be used: {damage}; {cure(self.prefix)}") from None
 
+    def missing_bytes(self) -> list[str]:
+        """One sentence for each data file that is missing or shorter than the index says; no value is read."""
+        ends: dict[int, int] = {}
+        for entry in (*self._entries.values(), *self._slices.values()):
+            if entry.size and not entry.cut:
+                ends[entry.shard] = max(ends.get(entry.shard, 0), entry.offset + entry.size)
+        told = []
+        for shard, end in sorted(ends.items()):
+            path = beside(self.prefix, f".data-{shard:05d}-of-{self._header.num_shards:05d}")
+            size = path.stat().st_size if path.is_file() else 0
+            if size < end:
+                what = f"has {size} bytes, the index speaks of {end}" if path.is_file() else "is missing"
+                told.append(f"{path} {what}: weights cannot be read; {cure(path)}")
+        return told
+
     def __getitem__(self, name: str) -> NDArray[Any]:
         """The values, not to be written to; bfloat16 as float32, float8 as float16, strings as bytes in an array."""
         kind = self.dtype(name)
