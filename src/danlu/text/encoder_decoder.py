@@ -27,7 +27,7 @@ from danlu.nn.layout import Layout, is_prefix, packed_layout, padded_layout
 from danlu.text.blocks import Stack
 from danlu.text.config import TransformerConfig
 from danlu.text.embeddings import Embeddings, check_batch, check_ids
-from danlu.text.single_stack import GROUP_COST, TransformerOutput, initialize
+from danlu.text.single_stack import TransformerOutput, initialize
 
 __all__ = ["EncoderDecoder", "Seq2SeqCache"]
 
@@ -127,7 +127,7 @@ class EncoderDecoder(nn.Module):
         if keep is not None and not exporting and bool(keep.all()):
             keep = None
         if keep is not None and not exporting and pack is not False and ids.device.type == "cpu" and is_prefix(keep):
-            layout = packed_layout(keep, GROUP_COST if self.training and self.config.attention_dropout else 0)
+            layout = packed_layout(keep)
         else:
             layout = padded_layout(ids.shape[0], ids.shape[1], keep, ids.device)
         return layout.scatter(self._run(self.encoder, ids, layout, condition)), keep

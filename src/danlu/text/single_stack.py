@@ -32,7 +32,6 @@ from danlu.text.embeddings import Embeddings, check_batch, check_ids
 
 __all__ = ["HEADS", "Transformer", "TransformerOutput"]
 
-GROUP_COST = 4096  # training with dropout in attention is many small calls a group: about as many cells of scores
 HEADS = ("pooler", "nsp", "mlm", "discriminator")
 
 
@@ -256,8 +255,7 @@ class Transformer(Stack):
             pack = ids.device.type == "cpu" and is_prefix(keep)
         if bool(keep.all()):
             return padded_layout(batch, length, None, ids.device)
-        cost = GROUP_COST if self.training and self.config.attention_dropout else 0
-        return packed_layout(keep, cost) if pack else padded_layout(batch, length, some_key(keep), ids.device)
+        return packed_layout(keep) if pack else padded_layout(batch, length, some_key(keep), ids.device)
 
     def _check(
         self,
