@@ -8,23 +8,20 @@ all of them; medians are reported. Compilation is timed in processes of their ow
 """
 
 import argparse
-import datetime
-import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from torchcrf import CRF as PeerCRF
 
+from _machine import record, write
 from danlu.nn.crf import crf_nll
 from danlu.nn.crf_decode import viterbi
 
@@ -141,15 +138,6 @@ def ratios(ms: dict[str, float]) -> dict[str, float]:
     return {f"{ours} vs {peer}": ms[peer] / ms[ours] for ours in ("kernel", "torch") for peer in ("peer", "peer best")}
 
 
-def processor() -> str:
-    """The processor's name, where the system tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="write the result here")
@@ -157,6 +145,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    head = record(("danlu", "torch", "numba", "numpy", "pytorch-crf"), options.threads)
     compile_seconds = first_call()
     for name, (loss, decode) in compile_seconds.items():
         print(f"first call, {name}: loss + backward {loss:.2f} s, decode {decode:.2f} s")
@@ -183,23 +172,13 @@ def main() -> None:
     ratio_keys = [(key, peer) for key in ("loss_ratio", "decode_ratio") for peer in ("peer", "peer best")]
     worst = min(row[key][f"kernel vs {peer}"] for row in rows for key, peer in ratio_keys)  # type: ignore[index]
     print(f"\nkernel, worst of all cases: {worst:.1f} x (target {TARGET:.0f} x)")
-    if options.json:
-        commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
-        result = {
-            "command": "python benchmarks/crf.py " + " ".join(sys.argv[1:]),
-            "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "commit": commit,
-            "machine": {"processor": processor(), "cores": os.cpu_count(), "threads": options.threads},
-            "versions": {p: version(p) for p in ("danlu", "torch", "numba", "numpy", "pytorch-crf")}
-            | {"python": platform.python_version()},
-            "setting": {"batch": BATCH, "steps": STEPS, "dtype": "float32", "repetitions": options.repetitions},
-            "first_call_seconds": compile_seconds,
-            "rows": rows,
-            "worst_kernel_ratio": worst,
-        }
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-        print(f"written to {options.json}")
+    result = head | {
+        "setting": {"batch": BATCH, "steps": STEPS, "dtype": "float32", "repetitions": options.repetitions},
+        "first_call_seconds": compile_seconds,
+        "rows": rows,
+        "worst_kernel_ratio": worst,
+    }
+    write(options.json, result)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The cost of one EMA update: ours, the loop per tensor that timm uses, and torch's AveragedModel.
 
-Run: python benchmarks/ema.py [--tensors 200] [--size 4096] [--threads 1]; prints one JSON line.
+Run: python benchmarks/ema.py [--tensors 200] [--size 4096] [--threads 1] [--json FILE]; prints one JSON line.
 """
 
 import argparse
@@ -9,11 +9,13 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from _machine import record, write
 from danlu.optim import EMA
 
 DECAY = 0.999
@@ -35,9 +37,11 @@ def main() -> None:
     parser.add_argument("--tensors", type=int, default=200)
     parser.add_argument("--size", type=int, default=4096, help="numbers in a tensor")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--json", type=Path, help="write the result here")
     options = parser.parse_args()
     torch.manual_seed(0)
     torch.set_num_threads(options.threads)
+    head = record(("danlu", "torch"), options.threads)
     model = nn.ParameterList([nn.Parameter(torch.randn(options.size)) for _ in range(options.tensors)])
     shadow = copy.deepcopy(model)
     averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(DECAY))
@@ -58,19 +62,18 @@ def main() -> None:
     functions.append(lambda: plain.update_parameters(model))
     ours, timm, lean, foreach, default = milliseconds(*functions)
     row = {
-        "benchmark": "ema",
         "tensors": options.tensors,
         "size": options.size,
-        "threads": options.threads,
-        "torch": torch.__version__,
         "ours_ms": ours,
         "timm_like_loop_ms": timm,
         "lerp_loop_ms": lean,
         "AveragedModel_multi_avg_fn_ms": foreach,
         "AveragedModel_avg_fn_ms": default,
     }
-    row |= {k.replace("_ms", "_ratio"): v / ours for k, v in list(row.items())[6:]}
-    print(json.dumps({k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()}))
+    row |= {k.replace("_ms", "_ratio"): v / ours for k, v in list(row.items())[3:]}
+    row = {k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()}
+    print(json.dumps(row))
+    write(options.json, head | row)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The cost of an FGM step against a plain step and the widely copied snippet, and of moving a few rows of a big table.
 
-Run: python benchmarks/fgm.py [--threads 1]; prints one JSON line.
+Run: python benchmarks/fgm.py [--threads 1] [--json FILE]; prints one JSON line.
 """
 
 import argparse
@@ -8,11 +8,13 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from _machine import record, write
 from danlu.train import fgm_backward, perturbed, pgd_backward
 
 
@@ -43,8 +45,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--json", type=Path, help="write the result here")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    head = record(("danlu", "torch"), options.threads)
     torch.manual_seed(0)
     model, ids, label = Encoder(8000, 256, 4), torch.randint(0, 8000, (16, 64)), torch.randint(0, 10, (16,))
     weight = model.embed.weight
@@ -90,10 +94,7 @@ def main() -> None:
 
     dense_ms, sparse_ms = milliseconds(lambda: move(delta), lambda: move(sparse), rounds=options.rounds)
     row = {
-        "benchmark": "fgm",
         "model": "4 layers of 256, 16 x 64 tokens, vocabulary 8000, AdamW",
-        "threads": options.threads,
-        "torch": torch.__version__,
         "plain_step_ms": plain,
         "fgm_ratio": ours / plain,
         "snippet_ratio": naive / plain,
@@ -103,7 +104,9 @@ def main() -> None:
         "perturb_rows_ms": sparse_ms,
         "rows_speedup": dense_ms / sparse_ms,
     }
-    print(json.dumps({k: round(v, 3) if isinstance(v, float) else v for k, v in row.items()}))
+    row = {k: round(v, 3) if isinstance(v, float) else v for k, v in row.items()}
+    print(json.dumps(row))
+    write(options.json, head | row)
 
 
 if __name__ == "__main__":

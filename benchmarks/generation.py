@@ -9,20 +9,15 @@ not counted; medians are reported, both ratios printed, and whether the tokens a
 """
 
 import argparse
-import datetime
-import json
 import os
-import platform
 import statistics
-import subprocess
-import sys
 import time
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from _machine import record, write
 from danlu.text.beam_search import beam_search
 from danlu.text.cached_steps import TransformerSteps
 from danlu.text.config import TransformerConfig
@@ -115,15 +110,6 @@ def case(dtype: str, peer, model, batch: int, beams: int, new: int, repetitions:
     }  # fmt: skip
 
 
-def processor() -> str:
-    """The processor's name, where the system tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", "--out", type=Path, help="write the result here")
@@ -134,6 +120,7 @@ def main() -> None:
     parser.add_argument("--dtypes", default="float32,bfloat16")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    head = record(("danlu", "torch", "transformers", "numba", "numpy"), options.threads)
     print(f"prompt {PROMPT}, {options.new_tokens} new tokens, {options.threads} threads; ms a step, median of "
           f"{options.repetitions}")  # fmt: skip
     layout = "{:<9}{:>6}{:>6}" + "{:>12}" * 4 + "{:>8}{:>9}{:>8}  {}"
@@ -160,21 +147,11 @@ def main() -> None:
             print(
                 layout.format(dtype, batch, beams, *numbers, *times, f"{row['target']}", row["same_tokens"]), flush=True
             )
-    if options.json:
-        commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
-        result = {
-            "command": "python benchmarks/generation.py " + " ".join(sys.argv[1:]),
-            "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "commit": commit,
-            "machine": {"processor": processor(), "cores": os.cpu_count(), "threads": options.threads},
-            "versions": {p: version(p) for p in ("danlu", "torch", "transformers", "numba", "numpy")}
-            | {"python": platform.python_version()},
-            "setting": {"prompt": PROMPT, "new_tokens": options.new_tokens, "repetitions": options.repetitions},
-            "rows": rows,
-        }
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-        print(f"written to {options.json}")
+    result = head | {
+        "setting": {"prompt": PROMPT, "new_tokens": options.new_tokens, "repetitions": options.repetitions},
+        "rows": rows,
+    }
+    write(options.json, result)
 
 
 if __name__ == "__main__":

@@ -8,16 +8,13 @@ stands beside it. Methods alternate within each repetition, after one round that
 """
 
 import argparse
-import datetime
 import importlib.util
-import json
-import os
-import platform
 import statistics
 import subprocess
 import sys
-from importlib.metadata import version
 from pathlib import Path
+
+from _machine import record, write
 
 TARGET = 0.2  # seconds of `import danlu` above torch
 CODE = "import sys, time\n{before}\nbegin = time.perf_counter()\n{code}\nprint(time.perf_counter() - begin)"
@@ -64,6 +61,7 @@ def main() -> None:
             continue
         methods[name] = imports
         packages.append(package)
+    head = record(packages)
     times: dict[str, list[float]] = {name: [] for name in methods}
     for repetition in range(options.repetitions + 1):
         for name, imports in methods.items():
@@ -76,22 +74,13 @@ def main() -> None:
         ratio = f"{value / base:8.1f} x" if "above torch" in name else ""
         print(f"{name:<38}{value:8.3f} s  least {min(times[name]):.3f} s{ratio}")
     print(f"\nimport danlu above torch: {base:.3f} s (target under {TARGET} s): {'met' if base < TARGET else 'MISSED'}")
-    if options.json:
-        commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
-        result = {
-            "command": "python benchmarks/import_time.py " + " ".join(sys.argv[1:]),
-            "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "commit": commit,
-            "machine": {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()},
-            "versions": {p: version(p) for p in packages} | {"python": platform.python_version()},
-            "setting": {"repetitions": options.repetitions},
-            "seconds": times,
-            "median_seconds": medians,
-            "target_seconds": TARGET,
-        }
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-        print(f"written to {options.json}")
+    result = head | {
+        "setting": {"repetitions": options.repetitions},
+        "seconds": times,
+        "median_seconds": medians,
+        "target_seconds": TARGET,
+    }
+    write(options.json, result)
 
 
 if __name__ == "__main__":

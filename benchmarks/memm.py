@@ -9,22 +9,16 @@ reported.
 """
 
 import argparse
-import datetime
-import json
-import os
-import platform
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torchcrf import CRF as PeerCRF
 
+from _machine import record, write
 from danlu.nn import CRF, MEMM, SoftmaxHead, crf_nll
 
 BATCH, STEPS = 32, 128
@@ -99,15 +93,6 @@ def many_tags() -> dict[str, Callable[[], None]]:
     return {name: step(head, lambda x, h=head: h(x, y, mask), f) for name, head in heads.items()}  # type: ignore[misc]
 
 
-def processor() -> str:
-    """The processor's name, where the system tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="write the result here")
@@ -115,6 +100,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    head = record(("danlu", "torch", "numpy", "pytorch-crf"), options.threads)
     print(f"B={BATCH}, T={STEPS}, ragged, float32, {options.threads} threads; ms, median of {options.repetitions}")
     few = medians(few_tags(), options.repetitions)
     many = medians(many_tags(), max(3, options.repetitions // 3))
@@ -128,23 +114,14 @@ def main() -> None:
     print(f"\nBi-MEMM is {eager:.1f} x faster than the eager CRF at its best (target {TARGET_RATIO:.0f} x)")
     print(f"danlu's CRF takes {own:.2f} x the time of Bi-MEMM")
     print(f"K={MANY}, rank {RANK}: {seconds:.3f} s a step (target {TARGET_SECONDS} s)")
-    if options.json:
-        commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
-        result = {
-            "command": "python benchmarks/memm.py " + " ".join(sys.argv[1:]),
-            "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "commit": commit,
-            "machine": {"processor": processor(), "cores": os.cpu_count(), "threads": options.threads},
-            "versions": {p: version(p) for p in ("danlu", "torch", "numpy", "pytorch-crf")}
-            | {"python": platform.python_version()},
-            "setting": {"batch": BATCH, "steps": STEPS, "dtype": "float32", "repetitions": options.repetitions},
-            "ms": {f"K={FEW}": few, f"K={MANY}": many},
-            "eager_crf_over_bi_memm": eager,
-            "own_crf_over_bi_memm": own,
-            "many_tags_seconds": seconds,
-        }
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(result, indent=1) + "\n")
+    result = head | {
+        "setting": {"batch": BATCH, "steps": STEPS, "dtype": "float32", "repetitions": options.repetitions},
+        "ms": {f"K={FEW}": few, f"K={MANY}": many},
+        "eager_crf_over_bi_memm": eager,
+        "own_crf_over_bi_memm": own,
+        "many_tags_seconds": seconds,
+    }
+    write(options.json, result)
 
 
 if __name__ == "__main__":

@@ -13,11 +13,7 @@ reading, which is what its user waits for).
 """
 
 import argparse
-import datetime
 import importlib.util
-import json
-import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -25,13 +21,13 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from _machine import record, write
 from danlu.text import open_checkpoint, save_checkpoint
 from danlu.text.load_tf import load_tf
 
@@ -161,15 +157,6 @@ def run(arguments: list[str]) -> float:
     return float(subprocess.run([sys.executable, *arguments], check=True, capture_output=True, text=True).stdout)
 
 
-def processor() -> str:
-    """The processor's name, where the system tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--json", type=Path)
@@ -180,6 +167,7 @@ def main() -> None:
     if options.child:
         child(*options.child, options.threads)
         return
+    head = record(("danlu", "torch", "numpy", "safetensors"), options.threads)
     methods = ["google_crc32c", "load_tf", "numpy", "not verified", "safetensors"]
     if importlib.util.find_spec("google_crc32c") is None:
         methods = [method for method in methods if method not in ("google_crc32c", "load_tf")]
@@ -220,25 +208,15 @@ def main() -> None:
             told += f"  target {SECONDS[method]} s, {MEMORY} x: {'met' if ok else 'MISSED'}"
         print(told)
     print(TENSORFLOW)
-    if options.json:
-        commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
-        result = {
-            "command": "python benchmarks/tf_checkpoint.py " + " ".join(sys.argv[1:]),
-            "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "commit": commit,
-            "machine": {"processor": processor(), "cores": os.cpu_count(), "threads": options.threads},
-            "versions": {p: version(p) for p in ("danlu", "torch", "numpy", "safetensors")}
-            | {"python": platform.python_version()},
-            "setting": {"bytes": size, "variables": count, "repetitions": options.repetitions},
-            "write_seconds": writing,
-            "open_seconds": opening,
-            "read_seconds": seconds,
-            "peak_memory_bytes": memory,
-            "target": {"seconds": SECONDS, "memory_of_file": MEMORY},
-        }
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-        print(f"written to {options.json}")
+    result = head | {
+        "setting": {"bytes": size, "variables": count, "repetitions": options.repetitions},
+        "write_seconds": writing,
+        "open_seconds": opening,
+        "read_seconds": seconds,
+        "peak_memory_bytes": memory,
+        "target": {"seconds": SECONDS, "memory_of_file": MEMORY},
+    }
+    write(options.json, result)
 
 
 if __name__ == "__main__":

@@ -9,23 +9,19 @@ one. Each way to call a peer stands in the table: with offsets and without, tran
 """
 
 import argparse
-import datetime
 import gzip
 import importlib.util
 import json
 import os
-import platform
 import re
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 
+from _machine import record, write
 from danlu.text.tokenizer import Tokenizer
 from danlu.text.vocabulary import load_vocab
 
@@ -103,6 +99,7 @@ def main() -> None:
         methods["transformers encode, one by one"] = lambda: [peer.encode(text) for text in texts[:4000]]
     else:
         print("transformers is not installed; its rows are left out")
+    head = record(packages)
     mine, theirs = ours.encode_batch(texts), rust.encode_batch(texts)
     other_ids = sum(a.ids != b.ids for a, b in zip(mine, theirs, strict=True))
     other_offsets = sum(
@@ -121,27 +118,19 @@ def main() -> None:
     ratios = {name: value / base for name, value in times.items() if name.endswith("batch, offsets") and name[0] == "t"}
     worst = min(ratios.values())
     print(f"\nagainst the batched calls that return offsets, worst case: {worst:.1f} x (target {TARGET:.0f} x)")
-    if options.json:
-        commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
-        result = {
-            "command": "python benchmarks/tokenizer.py " + " ".join(sys.argv[1:]),
-            "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "commit": commit,
-            "machine": {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()},
-            "versions": {p: version(p) for p in packages} | {"python": platform.python_version()},
-            "setting": {
-                "sentences": len(texts),
-                "characters": characters,
-                "tokens": len(vocab),
-                "threads": options.threads,
-            },
-            "seconds": times,
-            "ratio_offsets": ratios,
-            "sentences_with_other_ids": other_ids,
-            "sentences_with_other_offsets": other_offsets,
-        }
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    result = head | {
+        "setting": {
+            "sentences": len(texts),
+            "characters": characters,
+            "tokens": len(vocab),
+            "threads": options.threads,
+        },
+        "seconds": times,
+        "ratio_offsets": ratios,
+        "sentences_with_other_ids": other_ids,
+        "sentences_with_other_offsets": other_offsets,
+    }
+    write(options.json, result)
 
 
 if __name__ == "__main__":

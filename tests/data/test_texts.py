@@ -1,11 +1,13 @@
 """Texts to predict on: lines as they come, tables whole, only the name decides; every refusal by its text."""
 
+import gc
 import gzip
 import io
 import json
 import os
 import sys
 import threading
+import warnings
 
 import pytest
 
@@ -31,6 +33,21 @@ def test_plain_lines_are_texts_empty_ones_too(write):
     for name in ("a.txt", "a", "a.json", "a.txt.gz", "a.jsonl.txt"):
         assert list(read_texts(write(name, text))) == ["one", "", " two", '{"text": 1}', "\u2028"]
     assert list(read_texts(write("empty.txt", ""))) == []
+
+
+def test_the_mark_at_the_beginning_belongs_to_no_text_others_do(write):
+    assert list(read_texts(write("a.txt", "\ufeffa\n\ufeffb\n"))) == ["a", "\ufeffb"]
+
+
+def test_files_are_closed_standard_input_is_not(write, monkeypatch):
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always", ResourceWarning)
+        assert list(read_texts(write("a.txt", "a\n"))) == ["a"]
+        gc.collect()
+    assert [str(warning.message) for warning in told] == []
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"a\n")))
+    assert list(read_texts("-")) == ["a"]
+    assert not sys.stdin.buffer.closed
 
 
 def test_standard_input_is_plain_whatever_it_holds(monkeypatch):
@@ -61,7 +78,7 @@ def test_lines_are_answered_while_they_are_written(tmp_path):
 
 @pytest.mark.parametrize("name", ["b.jsonl", "b.ndjson", "b.JSONL", "b.jsonl.gz"])
 def test_json_lines(write, name):
-    assert list(read_texts(write(name, [{"text": "a", "label": 1}, {"text": ""}]))) == ["a", ""]
+    assert list(read_texts(write(name, [{"text": "a", "label": 1}, {"text": " "}, {"text": ""}]))) == ["a", " ", ""]
 
 
 def test_tables(write):
@@ -82,6 +99,7 @@ def test_another_format_or_field(write):
     [
         ("e.jsonl", [{"text": "a"}, {"text": None}], r"e\.jsonl, line 2, text: expected a text, got null; every row"),
         ("e.jsonl", '{"text": "a"}\n[\n{}\n{}\n', r"line 2.*not JSON.* \(2 more bad rows\); every row gets an answer"),
+        ("e.jsonl", [{"text": 1}, {"text": 2}], r"line 1, text: expected .* \(1 more bad row\); every row gets"),
         ("e.jsonl", [{"Text": "a"}], r"text: missing; the row has 'Text'; did you mean 'Text'\? rename it to 'text'"),
         ("e.csv", "id,content\n1,a\n", r"no column 'text' in the header; found 'id', 'content'; did you mean"),
         ("e.txt", b"a\n\xff\n", r"e\.txt line 2: not UTF-8 \(byte 0xff\); convert it, for example with iconv"),
@@ -102,6 +120,9 @@ def test_files_that_are_none(tmp_path, write):
     path.write_bytes(bytes(data[:-9]))
     with pytest.raises(InputError, match=r"f\.txt\.gz after line \d+: damaged gzip .*; fetch or pack it again"):
         list(read_texts(path))
+    (path.parent / "g.txt.gz").write_text("not packed")
+    with pytest.raises(InputError, match=r"g\.txt\.gz after line 0: damaged gzip \(Not a gzipped file"):
+        list(read_texts(path.parent / "g.txt.gz"))
     data[20:30] = b"\xff" * 10
     path.write_bytes(bytes(data))
     with pytest.raises(InputError, match=r"damaged gzip"):

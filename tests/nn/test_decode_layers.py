@@ -1,6 +1,7 @@
 """DecodeLayers: against the same layers written with torch in float64, with beams and padding; when it says no."""
 
 import copy
+import dataclasses
 import pickle
 
 import pytest
@@ -40,6 +41,13 @@ def a_layer(dtype, bias=True, inner=INNER, seed=0):
     norms = [(1 + normal(DIM), normal(DIM)) for _ in range(2)]
     wide = HEADS * (2 * KEY + VALUE)
     return DecodeLayer(packed(wide, DIM), packed(DIM, HEADS * VALUE), packed(inner, DIM), packed(DIM, inner), *norms)
+
+
+def in_bfloat16(layer):
+    norms = {
+        name: tuple(v.bfloat16() for v in getattr(layer, name)) for name in ("attention_norm", "feed_forward_norm")
+    }
+    return dataclasses.replace(layer, **norms)
 
 
 def by_torch(layers, x, past, keep, activation, post_norm, scale, eps):
@@ -113,7 +121,9 @@ def test_steps_with_beams_and_padding_equal_plain_layers(activation, post_norm):
 @pytest.mark.parametrize("rows", [1, 4, 8])
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_bfloat16_weights_any_number_of_threads(rows, threads):
-    layers = [a_layer(torch.bfloat16, bias=False, seed=i) for i in range(LAYERS)]
+    layers = [a_layer(torch.bfloat16, bias=threads == 2, seed=i) for i in range(LAYERS)]
+    if threads == 2:  # norms of a model that is bfloat16 as a whole
+        layers = [in_bfloat16(layer) for layer in layers]
     stack = DecodeLayers(layers, HEADS, KEY)
     cache, past = started(rows, torch.bfloat16)
     x = torch.randn(rows, DIM, generator=torch.Generator().manual_seed(5))
@@ -132,6 +142,18 @@ def test_bfloat16_weights_any_number_of_threads(rows, threads):
     assert stack(x.bfloat16(), started(rows, torch.bfloat16)[0]).dtype == torch.bfloat16
 
 
+def test_keys_halfway_between_two_bfloat16_go_to_the_even_one():
+    """The first layer of a post-norm stack norms nothing before: identity weights store the input itself, rounded."""
+    rows = [*range(DIM), *([0] * (HEADS * (2 * KEY + VALUE) - DIM))]
+    layer = a_layer(torch.bfloat16, bias=False)
+    layer = dataclasses.replace(layer, joined=PackedLinear(torch.eye(DIM)[rows].roll(DIM, 0), torch.bfloat16))
+    cache = KVCache(1, 1, HEADS, KEY, VALUE, 2, torch.bfloat16)
+    x = 1 + torch.arange(DIM)[None] * 2.0**-8  # odd ones are ties
+    DecodeLayers([layer], HEADS, KEY, post_norm=True)(x, cache)
+    cache.advance(1)
+    assert torch.equal(cache.read(0, 0)[0].flatten(), x[0].bfloat16())  # rows DIM to 2 DIM are the keys
+
+
 @pytest.mark.parametrize(
     ("x", "cache"),
     [
@@ -139,6 +161,7 @@ def test_bfloat16_weights_any_number_of_threads(rows, threads):
         (torch.zeros(2, DIM), started(3, torch.float32)[0]),  # rows the cache does not have
         (torch.zeros(2, DIM + 1), started(2, torch.float32)[0]),
         (torch.zeros(2, DIM), started(2, torch.bfloat16)[0]),
+        (torch.zeros(2, DIM), KVCache(LAYERS + 1, 2, HEADS, KEY, VALUE, 9)),
         (torch.zeros(2, DIM), started(2, torch.float32, 3, 3)[0]),  # full
         (torch.zeros(2, DIM, dtype=torch.float64), started(2, torch.float32)[0]),
         (torch.zeros(2, DIM, requires_grad=True), started(2, torch.float32)[0]),
@@ -159,6 +182,10 @@ def test_it_says_no_without_the_kernel(monkeypatch):
     assert not stack.takes(x, cache)
     monkeypatch.setenv("DANLU_KERNELS", "on")
     assert not DecodeLayers([a_layer(torch.float32)] * LAYERS, HEADS, KEY, activation="squared_relu").takes(x, cache)
+    assert DecodeLayers([a_layer(torch.float32)] * LAYERS, HEADS, KEY, activation=None).takes(x, cache)  # linear
+    for off in ("OFF", "0", "no"):
+        monkeypatch.setenv("DANLU_KERNELS", off)
+        assert decode_kernel() is None
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda stack: pickle.loads(pickle.dumps(stack))])
@@ -179,5 +206,11 @@ def test_messages_name_the_layer():
         DecodeLayers([a_layer(torch.float32), a_layer(torch.float32, inner=INNER + 1)], HEADS, KEY)
     with pytest.raises(ValueError, match=r"layer 0 does not fit 2 heads"):
         DecodeLayers([a_layer(torch.float32)], 2, KEY)
+    for heads, key in ((HEADS, KEY - 1), (2, 12)):  # 2 x 2 x 12 + 15 is as wide, but 15 are no two heads
+        with pytest.raises(ValueError, match=rf"layer 0 does not fit {heads} heads with keys of {key}"):
+            DecodeLayers([a_layer(torch.float32)], heads, key)
+    short = dataclasses.replace(a_layer(torch.float32), attention_norm=(torch.ones(DIM - 1), torch.zeros(DIM)))
+    with pytest.raises(ValueError, match=r"norms \[\(23,\), \(24,\), \(24,\), \(24,\)\]"):
+        DecodeLayers([short], HEADS, KEY)
     with pytest.raises(ValueError, match=r"layer 1 does not fit|layer 1 mixes dtypes"):
         DecodeLayers([a_layer(torch.float32), a_layer(torch.bfloat16)], HEADS, KEY)

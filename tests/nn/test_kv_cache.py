@@ -153,6 +153,22 @@ def test_scores_of_hundreds_neither_overflow_nor_vanish(kernels):
     )
     expected = (math.e * 1 + 2) / (math.e + 1)
     assert cache.attend(0, torch.ones(1, 1, 1, 1), 1.0).item() == pytest.approx(expected, rel=1e-6)
+    low = KVCache(1, 1, 1, 1, 1, 2)
+    low.store(0, torch.tensor([-500.0, -501.0]).view(1, 2, 1, 1), torch.tensor([1.0, 2.0]).view(1, 2, 1, 1))
+    assert low.attend(0, torch.ones(1, 1, 1, 1), 1.0).item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_queries_masks_and_biases_of_any_strides(kernels):
+    normal, cache, oracle = draws(), KVCache(1, 2, HEADS, KEY, VALUE, 6), ByHand(2)
+    keys, values = normal(2, 5, HEADS, KEY), normal(2, 5, HEADS, VALUE)
+    keep = torch.tensor([[True, False], [False, True], [True, True], [True, True], [True, True], [True, True]]).T
+    cache.keep = keep
+    cache.store(0, keys, values)
+    oracle.append(keys, values, keep[:, :5])
+    queries = normal(2, KEY, HEADS).transpose(1, 2)[:, None]  # (R, 1, H, K)
+    bias = normal(5, HEADS, 1, 2).permute(3, 1, 2, 0)  # (R, H, 1, n)
+    expected = oracle.attend(queries, 0.5, bias)
+    torch.testing.assert_close(cache.attend(0, queries, 0.5, bias).double(), expected, rtol=0, atol=1e-5)
 
 
 def test_reorder_moves_no_key(monkeypatch):

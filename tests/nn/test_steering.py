@@ -200,6 +200,18 @@ def test_a_shared_norm_stays_shared():
     assert model["a"] is norm and model["b"][0] is norm and model["c"] is norm
 
 
+def test_the_bottleneck_has_the_activation_that_was_asked_for():
+    model, x = nn.Sequential(nn.LayerNorm(4)), seeded(2, 4)
+    before = model(x)
+    train(add_condition(model, 2, hidden=3, activation="relu"))
+    with torch.no_grad():
+        model[0].cond_hidden.weight.fill_(-1.0)
+    with condition(torch.ones(2, 2)):
+        assert torch.equal(model(x), before)  # nothing passes
+    with condition(-torch.ones(2, 2)):
+        assert not torch.allclose(model(x), before)
+
+
 def test_modes_devices_and_copies():
     model = nn.Sequential(nn.LayerNorm(4), nn.Dropout()).eval()
     model[0].weight.requires_grad_(False)
@@ -214,6 +226,7 @@ def test_modes_devices_and_copies():
     assert not model[0].training and not model[0].weight.requires_grad and model[0].bias.requires_grad
     with condition(c):
         assert not torch.equal(copied(x), model(x))
+    assert bake(copied.train(), c[0])[0].training  # the mode of the model, not that of the day it got its condition
 
 
 # the block

@@ -61,11 +61,16 @@ def test_length_and_least_are_limits():
     P = torch.tensor([[0.0, 0.9, 0.0], [0.0, 0.0, 0.9], [0.9, 0.0, 0.01]])
     assert [c.tokens for c in top_cycles(P, max_length=2)] == [(2,)]
     assert [c.tokens for c in top_cycles(P, max_length=2, least=1e-3)] == []
+    assert [c.tokens for c in top_cycles(P, max_length=2, least=5e-4)] == []  # it contributes 1e-4
+    assert top_cycles(torch.tensor([[0.0007**0.5]]), least=1e-3) == []
     assert [c.tokens for c in top_cycles(P, count=2, max_length=3)] == [(0, 1, 2), (2,)]
 
 
 def test_messages():
     with pytest.raises(ValueError, match=r"count >= 1, max_length >= 1 and least > 0; got 0, 6, 1e-06"):
         top_cycles(torch.eye(2), 0)
+    for settings in ({"max_length": 0}, {"least": 0.0}, {"least": float("nan")}):
+        with pytest.raises(ValueError, match="count >= 1, max_length >= 1 and least > 0; got"):
+            top_cycles(torch.eye(2), **settings)
     with pytest.raises(ValueError, match=r"top_cycles needs a square matrix"):
         top_cycles(torch.ones(2))

@@ -120,6 +120,35 @@ def test_states_go_on_in_place():
     assert handed == ["first", 1, 2]
 
 
+def test_without_states_none_are_handed_on():
+    handed = []
+
+    class Without(AutoRegressiveDecoder):
+        @AutoRegressiveDecoder.wraps()
+        def predict(self, inputs, output_ids, states):
+            handed.append(states)
+            return np.full((len(output_ids), 4), 0.25)
+
+    Without(None, 9, 2).beam_search([], topk=1, states="first")
+    assert handed == ["first", None]
+
+
+def test_an_impossible_token_has_a_finite_score():
+    values, _ = decoder_of(ENDING, "probas").predict([np.array([[0]])], np.array([[0]]), None, 1, "logits")
+    assert np.isfinite(values).all()
+    never = np.array([[[[0.0, 0.0, -np.inf]] * 3] * 3])
+    values, _ = decoder_of(never, "probas").predict([np.array([[0]])], np.array([[0]]), None, 1, "logits")
+    np.testing.assert_allclose(values[0], np.log([0.5 + 1e-12, 0.5 + 1e-12, 1e-12]), rtol=1e-12)
+
+
+def test_the_nucleus_ends_where_the_sum_is_reached():
+    halves = np.log(np.array([0.5, 0.25, 0.25]))[None, None, None].repeat(3, axis=1).repeat(3, axis=2)
+    for topp, kept in ((0.5, [1.0]), (0.51, [2 / 3, 1 / 3])):
+        rng = MostProbable()
+        decoder_of(halves, maxlen=1).random_sample([[0]], 1, topp=topp, rng=rng)
+        np.testing.assert_allclose(rng.given[0], kept)
+
+
 def test_a_seed_draws_what_it_draws_in_bert4keras():
     table = np.random.default_rng(0).normal(size=(1, 6, 6, 6)) * 2
     found = decoder_of(table, maxlen=12, end=5).random_sample([[0]], 3, rng=np.random.RandomState(7))
@@ -166,6 +195,7 @@ def test_predict_may_return_tensors_and_keeps_its_arrays():
 
     assert Tensors(None, 2, 2).beam_search([], 1, temperature=2.0).tolist() == [0, 0]
     Tensors(None, 2, 2).random_sample([], 4, topk=2, topp=0.5, temperature=0.5)
+    Tensors(None, 2, 2).random_sample([], 4)  # the sum of rounded probabilities is not 1
     assert held.tolist() == torch.tensor([[0.5, 0.3, 0.2]], dtype=torch.bfloat16).tolist()
 
 
@@ -183,6 +213,8 @@ def test_messages():
         AutoRegressiveDecoder(None, 2, 5).beam_search([], 1)
     with pytest.raises(ValueError, match=r'default_rtype must be "probas" or "logits"; got \'probs\''):
         AutoRegressiveDecoder.wraps(default_rtype="probs")
+    with pytest.raises(ValueError, match=r'^rtype must be "probas" or "logits"; got \'logit\''):
+        decoder_of(ENDING).predict([np.array([[0]])], np.array([[0]]), None, 1, "logit")
     for call in (lambda d: d.beam_search([[0]], 0), lambda d: d.random_sample([[0]], 1, topk=0)):
         with pytest.raises(ValueError, match="topk must be at least 1, got 0"):
             call(decoder_of(ENDING))

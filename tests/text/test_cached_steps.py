@@ -166,6 +166,28 @@ def test_every_token_of_a_prompt_counts_whatever_its_id():
             torch.testing.assert_close(found[row], whole)
 
 
+def test_prompts_of_one_length_count_whatever_their_ids_too():
+    model, ids = model_of("gpt2_ml", {"compat": "bert4keras"}), torch.tensor([[3, 0], [0, 5]])
+    with torch.no_grad():
+        expected = model(ids, mask=torch.ones_like(ids, dtype=torch.bool)).logits[:, -1]
+    torch.testing.assert_close(TransformerSteps(model, ids, 2).step(None), expected)
+
+
+def test_a_condition_goes_with_its_row_of_t5():
+    model = model_of("t5.1.0", {"condition_size": 3})
+    for name, weight in model.named_parameters():
+        if "cond" in name:
+            torch.nn.init.normal_(weight)
+    conditions = torch.randn(4, 3, dtype=torch.float64)
+    ids = torch.tensor([[5, 6, 7], [9, 8, 1], [10, 11, 12], [16, 17, 2]])
+
+    def logits(target, source, condition):
+        return model(source, target, condition=condition).logits
+
+    plain = FunctionSteps(logits, [[1]] * 4, context=[ids, conditions])
+    assert walk(EncoderDecoderSteps(model, ids, 9, start_id=1, condition=conditions), plain) < 1e-10
+
+
 def test_a_condition_goes_with_its_row():
     model = model_of("bert", {"application": "lm", "condition_size": 3})
     for name, weight in model.named_parameters():
@@ -186,6 +208,8 @@ def test_several_start_tokens():
         found = EncoderDecoderSteps(model, SOURCES[:1], 3, start_id=[0, 7, 8]).step(None)
         whole = model(torch.tensor(SOURCES[:1]), torch.tensor([[0, 7, 8]])).logits[:, -1]
     torch.testing.assert_close(found, whole)
+    three = {"end_id": None, "max_new_tokens": 3}  # there is room for them behind the start
+    assert len(greedy(EncoderDecoderSteps(model, SOURCES[:1], 3, start_id=[0, 7, 8]), **three).best()[0]) == 3
 
 
 def test_the_source_is_encoded_once():
@@ -213,6 +237,8 @@ def test_messages():
         ValueError, match="a source or the start has no tokens; T5's own start token is its padding, id 0"
     ):
         EncoderDecoderSteps(t5, [[1]], 3, start_id=[])
+    with pytest.raises(ValueError, match="a source or the start has no tokens"):
+        EncoderDecoderSteps(t5, [[1], []], 3)
     with pytest.raises(ValueError, match="this gpt2 has no segments; leave segment_ids away"):
         TransformerSteps(gpt, [[1]], 3, segment_ids=[[0]])
     with pytest.raises(ValueError, match=r"segment_ids have \[1, 1\] entries for prompts of \[2, 1\] tokens"):

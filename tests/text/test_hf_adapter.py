@@ -65,6 +65,8 @@ def test_refusals(save, tmp_path):
     encoder = HFEncoder(folder)
     with pytest.raises(ValueError, match=r"ids reach from 1 to 20, the table has rows 0 to 19"):
         encoder(torch.tensor([[1, 20]]))
+    with pytest.raises(ValueError, match=r"ids reach from -1 to 4, the table"):
+        encoder(torch.tensor([[-1, 4]]))
     with pytest.raises(ValueError, match=r"must be \(batch, tokens\), got \(5,\)"):
         encoder(IDS[0])
     with pytest.raises(ValueError, match=r"got \(2, 5\) and \(2, 4\)"):
@@ -84,6 +86,14 @@ def test_refusals(save, tmp_path):
     (folder / "config.json").write_text(json.dumps({"model_type": "nobody"}))
     with pytest.raises(InputError, match=r"transformers cannot open .*ernie: "):
         HFEncoder(folder)
+
+
+def test_without_a_padding_id_every_token_counts(save):
+    encoder = HFEncoder(save("ernie")[1])
+    with torch.no_grad():
+        expected = encoder(IDS, torch.ones_like(IDS, dtype=torch.bool))
+        encoder.pad_token_id = None
+        assert torch.equal(encoder(IDS), expected)
 
 
 def test_code_of_a_folder_is_not_run(tmp_path, capsys):

@@ -65,9 +65,20 @@ def test_it_is_for_inference_only():
         for_inference(model, torch.float16)
 
 
+@pytest.mark.parametrize("options", [{"residual_attention_scores": True}, {"condition_size": 3}])
+def test_what_the_kernel_does_not_know_is_left_to_the_layers(options):
+    model = made("bert", application="lm", **options).eval()
+    fast = for_inference(model)
+    assert fast.decode_layers is None
+    condition = torch.randn(1, 3) if "condition_size" in options else None
+    ours, theirs = (TransformerSteps(one, [[3, 4]], 3, condition=condition) for one in (fast, model))
+    for tokens in (None, torch.tensor([5])):
+        torch.testing.assert_close(ours.step(tokens), theirs.step(tokens), rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("family", ["gpt2", "gpt", "bert", "albert", "roformer", "gau_alpha", "gpt2_ml", "nezha"])
 def test_writing_gives_the_same_tokens(family):
-    model = made(family, application="lm", max_positions=20).eval()
+    model = made(family, application="lm", max_positions=20, norm_eps=0.05).eval()
     with torch.no_grad():  # far from its first weights, so that choices are clear
         for parameter in model.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))
@@ -80,5 +91,9 @@ def test_writing_gives_the_same_tokens(family):
             TransformerSteps(one, prompts, max_new_tokens=8), end_id=29, max_new_tokens=8, **options
         ).answers()
 
+    ours, theirs = (TransformerSteps(one, prompts, 4) for one in (fast, model))
+    for tokens in (None, torch.tensor([9, 10]), torch.tensor([11, 12])):
+        expected = theirs.step(tokens)
+        torch.testing.assert_close(ours.step(tokens), expected, rtol=0, atol=1e-5 * expected.abs().max().item())
     assert run(greedy, fast) == run(greedy, model)
     assert run(beam_search, fast, num_beams=3) == run(beam_search, model, num_beams=3)

@@ -116,6 +116,29 @@ def test_two_models_in_one_file_ask_for_the_prefix(tmp_path):
     assert "Copy-Embedding-Token/embeddings" in plain.load_report.extra and "dense_label/bias" in copy.load_report.extra
 
 
+def copied(layers):
+    """The same model under names with a prefix."""
+    return [[f"Copy-{layer}", [[f"Copy-{weight}", array] for weight, array in arrays]] for layer, arrays in layers]
+
+
+def test_a_prefix_hides_nothing(tmp_path):
+    assert load(tmp_path, "gpt", copied(weights("gpt"))).config.application == "lm"
+    with pytest.raises(LoadError, match=r"holds 16 weights that the model has no place for: Copy-Transformer-1-"):
+        load(tmp_path, "crf", copied(weights("crf")), config={**CONFIG, "num_hidden_layers": 1})
+    layers = weights("nezha")
+    next(arrays for layer, arrays in layers if layer == "Embedding-Relative-Position")[0][1] += np.float32(0.01)
+    with pytest.raises(InputError, match="is not the table of sinusoids"):
+        load(tmp_path, "nezha", copied(layers))
+    with pytest.raises(LoadError, match="table has 11 rows, the configuration says 12"):
+        load(tmp_path, "crf", copied(weights("crf")), config={**CONFIG, "vocab_size": 12})
+    with pytest.raises(LoadError, match=r"37 weights of the model are not in .*; compare family and configuration"):
+        load(tmp_path, "crf", prefix="Nobody-")
+    told = weights("crf") + copied([layer for layer in weights("crf") if layer[1]])  # the second lists only weights
+    assert load(tmp_path, "crf", told, prefix="").load_report.notes == []
+    notes = load(tmp_path, "crf", told, prefix="Copy-").load_report.notes
+    assert notes == ["the file does not tell the application, opened with 'encoder'"]
+
+
 @pytest.mark.parametrize("name", ["nezha", "gpt", "bert_full"])
 def test_the_application_is_read_and_another_one_is_told(tmp_path, name):
     trained = {"nezha": "unilm", "gpt": "lm", "bert_full": "encoder"}[name]
@@ -143,6 +166,8 @@ def test_first_layers(tmp_path):
     torch.testing.assert_close(model.layers[0].attention.query.weight.t(), torch.from_numpy(weights("crf")[8][1][0][1]))
     with pytest.raises(LoadError, match=r"holds 16 weights that the model has no place for: Transformer-1-"):
         load(tmp_path, "crf", config={**CONFIG, "num_hidden_layers": 1})
+    t5 = load(tmp_path, "t5", num_layers=1)
+    assert (len(t5.encoder.layers), len(t5.decoder.layers)) == (1, 1)
 
 
 def test_dtype_configurations_and_missing_weights(tmp_path):
@@ -150,6 +175,9 @@ def test_dtype_configurations_and_missing_weights(tmp_path):
                                   max_positions=9, hidden_dropout=0.0, compat="bert4keras")  # fmt: skip
     model = load(tmp_path, "crf", config=config, dtype=torch.bfloat16)
     assert model.embeddings.token.weight.dtype == torch.bfloat16 and model.config.hidden_dropout == 0
+    again = load(tmp_path, "crf", family="BERT", config=config, application="lm", allow_missing=True)
+    assert again.config == config.replace(application="lm")
+    assert load(tmp_path, "crf", config={**CONFIG, "zebra": 1}).load_report.notes == ["not understood in config: zebra"]
     with pytest.raises(InputError, match=r"no such setting: .*'colour'; TransformerConfig lists them"):
         load(tmp_path, "crf", config=config, colour="red")
     layers = [entry for entry in weights("crf") if entry[0] != "Embedding-Segment"]
@@ -172,6 +200,7 @@ def test_a_plain_file_opens_with_a_fresh_condition(tmp_path):
         ("roformer", "nezha", r"has rotary positions, nezha has clipped ones; .*: roformer, roformer_v2, gau_alpha"),
         ("nezha", "roformer", r"has clipped positions, roformer has rotary ones; .*: nezha"),
         ("roformer", "bert", r"has rotary positions, bert has learned ones"),
+        ("t5", "bert", r"has buckets positions, bert has learned ones; .*: t5.1.0, t5.1.1"),
         ("bert_full", "nezha", r"has learned positions, nezha has clipped"),
         ("roformer_v2", "roformer", r"not in .*roformer_v2\.h5: layers\.0\.attention\.query\.weight \(8, 8\)"),
         ("roformer", "roformer_v2", r"holds \d+ weights that the model has no place for: Embedding-Norm/beta"),
@@ -244,6 +273,15 @@ def test_slots_follow_the_order_and_leave_out_what_does_not_fit():
     slots = keras_slots(model, layers, {}, "P-")
     assert {name: (slot.name, slot.transpose) for name, slot in slots.items()} == {
         "nsp.weight": ("x/kernel", True), "nsp.bias": ("x/bias", False)
+    }  # fmt: skip
+
+
+def test_a_decoder_may_be_deeper_than_its_encoder():
+    sizes = {"vocab_size": 11, "hidden_size": 8, "num_layers": 1, "num_heads": 2, "intermediate_size": 10}
+    model = build_transformer(TransformerConfig.of("t5.1.0", **sizes, num_decoder_layers=2))
+    slots = keras_slots(model, {"Decoder-Transformer-1-FeedForward": ["a", "b"]}, {})
+    assert {name: slot.name for name, slot in slots.items()} == {
+        "decoder.layers.1.feed_forward.input.weight": "a", "decoder.layers.1.feed_forward.output.weight": "b"
     }  # fmt: skip
 
 

@@ -351,6 +351,34 @@ def test_pickles_of_tensors(folder, zipped):
     assert equal(load_hf(folder), before)
 
 
+def test_safetensors_come_before_pickles(folder):
+    before = load_hf(folder)
+    torch.save({name: torch.zeros_like(t) for name, t in load_file(folder / "model.safetensors").items()},
+               folder / "pytorch_model.bin")  # fmt: skip
+    assert equal(load_hf(folder), before)
+
+
+def test_float64_is_read_and_what_is_no_tensor_is_left(folder):
+    before = load_hf(folder)
+    state = {name: tensor.double() for name, tensor in load_file(folder / "model.safetensors").items()}
+    (folder / "model.safetensors").unlink()
+    torch.save({**state, "epoch": 3}, folder / "pytorch_model.bin")
+    assert equal(load_hf(folder), before)
+
+
+def test_damaged_pickles(folder):
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    whole = (folder / "pytorch_model.bin").read_bytes()
+    (folder / "model.safetensors").unlink()
+    for content in (whole[:-100], whole[:50], b""):
+        (folder / "pytorch_model.bin").write_bytes(content)
+        with pytest.raises(InputError, match=r"pytorch_model.bin is damaged"):
+            load_hf(folder)
+    torch.save({1: torch.ones(1)}, folder / "pytorch_model.bin")
+    with pytest.raises(InputError, match=r"is not a state_dict of names and tensors"):
+        load_hf(folder)
+
+
 class Evil:
     def __reduce__(self):
         return (print, ("executed",))
@@ -370,7 +398,9 @@ def test_pickles_of_anything_else_are_not_executed(folder, capsys):
     assert "executed" not in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", ["../outside.safetensors", "/etc/passwd", "a\\b.safetensors", "..", ".", "", "c:x"])
+@pytest.mark.parametrize(
+    "name", ["../outside.safetensors", "/etc/passwd", "a\\b.safetensors", "..", ".", "", "c:x", "a\0b"]
+)
 def test_an_index_names_files_of_its_folder_only(folder, name):
     """A file outside is there and whole, and yet it is not opened."""
     save_file(load_file(folder / "model.safetensors"), folder.parent / "outside.safetensors")
@@ -415,6 +445,12 @@ def test_folders_that_are_none(folder, tmp_path):
         load_hf(folder)
     (folder / "tf_model.h5").write_bytes(b"")
     with pytest.raises(InputError, match=r"it has tf_model.h5; load_tf reads"):
+        load_hf(folder)
+    (folder / "bert_model.ckpt.index").write_bytes(b"")
+    with pytest.raises(InputError, match=r"it has tf_model.h5, bert_model.ckpt.index; load_tf reads"):
+        load_hf(folder)
+    (folder / "model.safetensors").mkdir()
+    with pytest.raises(InputError, match=r"model.safetensors is missing or not a file"):
         load_hf(folder)
     (folder / "config.json").write_text("{")
     with pytest.raises(InputError, match=r"config.json is damaged"):
@@ -479,6 +515,13 @@ def test_names_of_another_family_are_refused(heads, model_type, name, tmp_path):
         ("generator_lm_head.bias", "bert", "electra"),
         ("transformer.h.9.attn.bias", "bert", "gpt"),
         ("roberta.pooler.dense.bias", "bert", "roberta"),
+        ("albert.pooler.bias", "bert", "albert"),
+        ("electra.embeddings_project.bias", "bert", "electra"),
+        ("roformer.pooler.dense.bias", "bert", "roformer"),
+        ("nezha.pooler.dense.bias", "bert", "nezha"),
+        ("sop_classifier.classifier.bias", "bert", "albert"),
+        ("generator_predictions.dense.bias", "bert", "electra"),
+        ("discriminator_predictions.dense.bias", "bert", "electra"),
     ],
 )
 def test_heads_of_another_family_are_refused(name, model_type, theirs, tmp_path):
@@ -487,6 +530,14 @@ def test_heads_of_another_family_are_refused(name, model_type, theirs, tmp_path)
     rewrite(tmp_path / "m", lambda t: {**t, name: torch.zeros(20)}, {"model_type": model_type})
     with pytest.raises(InputError, match=f"{model_type}, but {name} is a name of {theirs};"):
         load_hf(tmp_path / "m")
+
+
+@pytest.mark.parametrize("model_type", ["roberta", "xlm-roberta", "camembert"])
+def test_other_names_of_roberta_are_its_own(model_type, tmp_path):
+    net = fresh("roberta", ["mlm"], position_offset=2, pad_token_id=1)
+    save_hf(net, tmp_path / "m")
+    described(tmp_path / "m", model_type=model_type)
+    assert equal(load_hf(tmp_path / "m"), net)
 
 
 def test_heads_of_no_family_are_left_out(tmp_path):
@@ -535,6 +586,11 @@ def test_sines_are_compared(dtype, tmp_path):
     rewrite(tmp_path / "m", lambda t: {**t, name: kept[:, :3].contiguous()})
     with pytest.raises(InputError, match=r"has shape \(16, 3\) and torch.*, sines of \(positions, 4\) are meant"):
         load_hf(tmp_path / "m")
+    rewrite(tmp_path / "m", lambda t: {**t, name: kept[0].contiguous()})
+    with pytest.raises(InputError, match=r"has shape \(4,\) and torch"):
+        load_hf(tmp_path / "m")
+    rewrite(tmp_path / "m", lambda t: {**t, name: kept[:0].contiguous()})
+    load_hf(tmp_path / "m")
     rewrite(tmp_path / "m", lambda t: {n: v for n, v in t.items() if n != name})
     load_hf(tmp_path / "m")
 
@@ -545,6 +601,9 @@ def test_the_tolerance_of_the_sines(tmp_path):
     rewrite(tmp_path / "m", lambda t: {**t, name: t[name] + 5e-5})
     load_hf(tmp_path / "m")
     rewrite(tmp_path / "m", lambda t: {**t, name: t[name] + 1e-4})
+    with pytest.raises(InputError, match=r"by up to 0.00015"):
+        load_hf(tmp_path / "m")
+    rewrite(tmp_path / "m", lambda t: {**t, name: t[name] - 3e-4})
     with pytest.raises(InputError, match=r"by up to 0.00015"):
         load_hf(tmp_path / "m")
 

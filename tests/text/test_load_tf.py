@@ -152,6 +152,7 @@ def test_electra_s_generator(tmp_path):
     same(load_tf(both), discriminator)
     with pytest.raises(LoadError, match=r"hidden_size is 16 in .*bert_config.json, 8 in the file"):
         load_tf(both, heads=["mlm"])
+    assert [inspect_tf(both, heads=heads)[0].sizes["hidden_size"] for heads in ("auto", "mlm")] == [16, 8]
     second = load_tf(both, heads="mlm", hidden_size=8)
     assert torch.equal(second.layers[1].attention.key.weight, generator.layers[1].attention.key.weight)
 
@@ -177,6 +178,9 @@ def test_heads(tmp_path):
         load_tf(less, application="unilm")  # scores the vocabulary
     with pytest.raises(ValueError, match="no head 'crf'"):
         load_tf(folder, heads=["crf"])
+    _, folder = saved(tmp_path / "c", "t5.1.1")
+    with pytest.raises(ValueError, match=r"t5.1.1 has no heads to choose from, got mlm"):
+        load_tf(folder, heads="mlm")
 
 
 def test_first_layers(tmp_path):
@@ -188,12 +192,15 @@ def test_first_layers(tmp_path):
     with pytest.raises(LoadError, match=r"num_layers is 4 in .*bert_config.json, the file has 3 layers") as caught:
         load_tf(folder, num_layers=4)
     assert len(caught.value.report.of("missing")) == 16  # layer 3, once
-    with pytest.raises(LoadError, match="num_layers is 10000"):
+    with pytest.raises(LoadError, match="num_layers is 10000") as caught:
         load_tf(folder, num_layers=10_000)
+    assert len(caught.value.report.of("missing")) == 16  # of the first layer that is not there, whatever is asked
+    assert caught.value.report.notes[0].startswith("family bert: ")
     _, folder = saved(tmp_path / "b", "t5.1.1")
     assert len(load_tf(folder, num_layers=1).decoder.layers) == 1
-    with pytest.raises(LoadError, match="num_decoder_layers is 5"):
+    with pytest.raises(LoadError, match="num_decoder_layers is 5") as caught:
         load_tf(folder, num_decoder_layers=5)
+    assert len(caught.value.report.of("missing")) == 14  # two attentions, a gated feed-forward layer, three norms
 
 
 def test_application_and_other_settings(tmp_path):
@@ -240,6 +247,11 @@ def test_vocabulary(tmp_path):
     assert {row.ours for row in loaded.load_report.of("edited")} == {"embeddings.token.weight", "mlm.bias"}
     order = load_tf(folder, keep_tokens=[0, *range(10, 0, -1)])  # as many rows as before
     assert torch.equal(order.embeddings.token.weight[1], old[10])
+    more = load_tf(folder, compound_tokens=[[1, 2]]).embeddings.token.weight
+    assert torch.equal(more[:11], old)
+    torch.testing.assert_close(more[11], (old[1] + old[2]) / 2)
+    both = load_tf(folder, keep_tokens=[0, 5], autoresize=True, hidden_size=16, intermediate_size=24)
+    assert both.embeddings.token.weight.shape == (2, 16) and torch.equal(both.mlm.bias, model.mlm.bias[[0, 5]])
     with pytest.raises(InputError, match="keep_tokens holds 11, the vocabulary has ids 0 to 10"):
         load_tf(folder, keep_tokens=[0, 11])
     with pytest.raises(InputError, match=r"compound_tokens\[0\] names row 3"):
@@ -255,6 +267,9 @@ def test_another_width(tmp_path):
     torch.testing.assert_close(wide.embeddings.token.weight.norm(), norm)
     with pytest.raises(LoadError, match="vocab_size is 12"):
         load_tf(folder, autoresize=True, vocab_size=12)  # repeated rows would be no words
+    reconfigured(folder, num_hidden_layers=2)
+    with pytest.raises(LoadError, match=r"num_layers is 2 in .*, the file has 3 layers"):
+        load_tf(folder, autoresize=True)  # a width, not a depth
 
 
 # what is refused
@@ -283,6 +298,12 @@ def test_another_family(family, wrong, message, tmp_path):
     with pytest.raises(LoadError, match=message) as caught:
         load_tf(folder, family=wrong)
     assert "!" in str(caught.value.report) and "\n" not in str(caught.value)
+
+
+def test_another_family_of_other_sizes(tmp_path):
+    _, folder = saved(tmp_path / "a")
+    with pytest.raises(LoadError, match=r"hidden_size is 16 in .*; the variables are those of bert .*family='bert'$"):
+        load_tf(folder, family="nezha", hidden_size=16)
 
 
 @pytest.mark.parametrize(
@@ -395,6 +416,8 @@ def test_configuration_given_in_every_way(tmp_path):
     ):
         load_tf(folder)
     same(load_tf(folder, num_heads=2), model)
+    same(load_tf(folder, config=model.config, family="BERT"), model)
+    assert load_tf(folder, config=model.config, num_layers=1).config.num_layers == 1
     t5, folder = saved(tmp_path / "b", "t5.1.0", head_size=6)
     (folder / "bert_config.json").unlink()
     loaded = load_tf(folder)  # its bias tables show the heads
@@ -407,6 +430,68 @@ def test_the_usual_number_of_heads_is_told(tmp_path):
     (folder / "bert_config.json").unlink()
     with pytest.raises(InputError, match=r"num_heads= \(2 would be usual\)"):
         load_tf(folder)
+
+
+def test_what_the_shapes_of_gau_and_the_keys_of_openai_tell(tmp_path):
+    gau, folder = saved(tmp_path / "a", "gau_alpha", num_heads=1, key_size=6)
+    (folder / "bert_config.json").unlink()
+    same(load_tf(folder), gau)  # it has one head
+    _, folder = saved(tmp_path / "b", "gpt2")
+    keys = {"n_vocab": 11, "n_embd": 8, "n_layer": 3, "n_head": 2, "n_ctx": 7}
+    assert load_tf(folder, config=keys).config.num_heads == 2
+
+
+def test_the_heads_that_are_given_count_for_the_sizes_that_follow_from_them(tmp_path):
+    _, folder = saved(tmp_path / "a", "bert", head_size=6)  # value is (8, 12)
+    reconfigured(folder, attention_head_size=None)
+    assert load_tf(folder).config.head_size == 6
+    assert load_tf(folder, num_heads=4).config.head_size == 3
+
+
+def test_positions_may_begin_further_on(tmp_path):
+    model, folder = saved(tmp_path / "a")
+    loaded = load_tf(folder, max_positions=5, position_offset=2)
+    assert torch.equal(loaded.embeddings.position.weight, model.embeddings.position.weight)
+
+
+def test_other_buckets_are_told(tmp_path):
+    _, folder = saved(tmp_path / "a", "t5.1.1")
+    with pytest.raises(LoadError, match=r"does not fit the model: num_buckets is 16 in .*, 32 in the file"):
+        load_tf(folder, num_buckets=16)
+
+
+def test_a_t5_may_be_tied_on_purpose(tmp_path):
+    _, folder = saved(tmp_path / "a", "t5.1.1")
+    tied = load_tf(folder, tie_embeddings=True)
+    assert tied.lm_head is None and len(tied.load_report.of("unused")) == 1
+
+
+def test_names_of_families_are_read_only_where_they_fit(tmp_path):
+    _, folder = saved(tmp_path / "a")
+    for values in ({"model_type": "zebra"}, {"model_type": None}, {"use_relative_position": True}):
+        reconfigured(folder, **values)
+        assert load_tf(folder).config.family == "bert"
+    reconfigured(folder, model_type="roberta")
+    assert load_tf(folder).config.family == "roberta"
+    assert not any(note.startswith("family") for note in load_tf(folder, family="bert").load_report.notes)
+    with pytest.raises(LoadError, match=r"hidden_size is 16 in .*; embedding_size is 16 in .*, 8 in the file$"):
+        load_tf(folder, hidden_size=16)  # nothing is wrong with the name
+    _, folder = saved(tmp_path / "b", "gpt")
+    reconfigured(folder, model_type="roberta")
+    assert load_tf(folder).config.family == "gpt"
+    _, folder = saved(tmp_path / "c", "roformer")
+    reconfigured(folder, model_type=None, use_relative_position=False)
+    with pytest.raises(InputError, match="does not show its family"):
+        load_tf(folder)
+
+
+def test_a_mixture_of_families_is_told(tmp_path):
+    _, folder = saved(tmp_path / "a")
+    mixed = changed(folder, tmp_path / "b", drop=["LayerNorm"])
+    with pytest.raises(InputError, match=r"does not show its family \(no family has this mixture\); pass family="):
+        load_tf(mixed)
+    with pytest.raises(LoadError, match=r"14 weights of .*; no family has these variables: .*, no norms; no family"):
+        load_tf(mixed, family="bert")
 
 
 def test_nezha_and_roformer_must_be_said(tmp_path):
@@ -431,13 +516,15 @@ def test_notes(tmp_path):
 
 
 def test_unknown_checkpoints(tmp_path):
-    save_checkpoint(tmp_path / "a.ckpt", {"dense/kernel": np.ones((2, 2)), "dense/bias": np.ones(2)})
+    arrays = {"dense/kernel": np.ones((2, 2)), "dense/bias": np.ones(2), "dense/kernel/adam_m": np.ones((2, 2))}
+    save_checkpoint(tmp_path / "a.ckpt", arrays)
     with pytest.raises(
-        InputError, match="holds no model that is known here; its 2 variables begin with dense/bias, dense/kernel"
+        InputError, match="holds no model that is known here; its 3 variables begin with dense/bias, dense/kernel"
     ):
         load_tf(tmp_path / "a.ckpt")
     found, table = inspect_tf(tmp_path / "a.ckpt")
     assert found.family is None and len(table.of("unused")) == 2
+    assert table.training_state == ["dense/kernel/adam_m"]
 
 
 # looking and saving
@@ -457,6 +544,7 @@ def test_inspection(tmp_path):
     (other / "bert_config.json").unlink()
     found, table = inspect_tf(other)
     assert found.candidates == ("nezha", "roformer") and table.of("unused")
+    assert any("pass family='nezha' or family='roformer'" in note for note in table.notes)
     assert inspect_tf(other, family="nezha")[1].counts() == {"matched": 52}
 
 
@@ -491,6 +579,11 @@ def test_trained_layers_of_unshared_albert_are_all_kept(tmp_path):
     ids = torch.tensor([[1, 2, 3, 4]])
     with torch.no_grad():
         torch.testing.assert_close(spread(ids).hidden_states, shared(ids).hidden_states)
+    (tmp_path / "c").mkdir()
+    save_tf(spread, tmp_path / "c" / "model.ckpt", layout="albert")  # nothing is lost while all layers are the same
+    same(load_tf(tmp_path / "c", family="albert"), shared)
+    with pytest.raises(ValueError, match=r"layers.0.* and layers.1.* differ, and such a file has one place for both"):
+        save_tf(model, tmp_path / "c" / "other.ckpt", layout="albert")
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
@@ -554,6 +647,8 @@ def test_fewer_layers_in_the_configuration_than_in_the_file(tmp_path):
         load_tf(folder)
     assert caught.value.report.counts() == {"matched": 37, "unused": 16}
     assert any("the file has 3 layers" in note for note in inspect_tf(folder)[1].notes)
+    with pytest.raises(LoadError, match="the file has 3 layers"):
+        load_tf(folder, norm_eps=1e-6)  # says nothing of layers
     assert load_tf(folder, num_layers=2).config.num_layers == 2
     assert load_tf(folder, num_layers=1).config.num_layers == 1
     assert load_tf(folder, num_layers=3).config.num_layers == 3
@@ -578,6 +673,10 @@ def test_nulls_of_the_configuration(tmp_path):
 def test_types_of_the_weights_by_name_and_wrong_ones(tmp_path):
     _, folder = saved(tmp_path / "a")
     assert load_tf(folder, dtype="fp16").embeddings.token.weight.dtype == torch.float16
+    model = load_tf(folder)
+    save_tf(model, folder / "model.ckpt", dtype=torch.bfloat16, overwrite=True)
+    low = load_tf(folder).embeddings.token.weight
+    assert low.dtype == torch.float32 and torch.equal(low, model.embeddings.token.weight.bfloat16().float())
     for dtype in (torch.int8, "int8"):
         with pytest.raises(InputError, match=r"dtype must be float32, bfloat16, float16 or float64, .*; got"):
             load_tf(folder, dtype=dtype)

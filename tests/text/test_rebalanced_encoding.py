@@ -54,6 +54,12 @@ def test_equals_the_dense_table_round_by_round(gamma, least, smoothing):
     assert count == 0 or len(encoding.merges) == 10
 
 
+def test_only_what_is_likelier_than_gamma_is_merged_the_likeliest_first():
+    corpus = [["a", "b"], ["a", "c"], ["d", "e"], ["d", "e"], ["d", "f"]] * 2
+    assert RebalancedEncoding(0.5, 1, 1, smoothing=0.0).fit(corpus).merges == [[("d", "e")]]  # a to b is 1 / 2
+    assert RebalancedEncoding(0.4, 1, 1, smoothing=0.0).fit(corpus).merges == [[("d", "e"), ("a", "b"), ("a", "c")]]
+
+
 def test_history_tells_the_rounds():
     encoding = RebalancedEncoding(0.3, 10, 2).fit(TEXTS)
     found = [token for line in TEXTS for token in encoding.encode(line)]
@@ -132,6 +138,8 @@ def test_a_broken_file_is_refused_in_one_line(tmp_path, content):
     ("call", "message"),
     [
         (lambda: RebalancedEncoding(gamma=1.0), r"gamma in \(0, 1\).*got 1.0, 10, 2, 1.0"),
+        (lambda: RebalancedEncoding(gamma=0.0), r"gamma in \(0, 1\).*got 0.0, 10, 2, 1.0"),
+        (lambda: RebalancedEncoding(smoothing=float("inf")), r"smoothing >= 0; got 0.1, 10, 2, inf"),
         (lambda: RebalancedEncoding(rounds=0), r"rounds >= 1.*got 0.1, 0, 2, 1.0"),
         (lambda: RebalancedEncoding(min_count=0), r"min_count >= 1 and.*got 0.1, 10, 0, 1.0"),
         (lambda: RebalancedEncoding(smoothing=-1), r"smoothing >= 0; got 0.1, 10, 2, -1"),

@@ -2,9 +2,11 @@
 
 import json
 import os
+import sys
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from danlu.data.errors import InputError
@@ -58,6 +60,37 @@ def test_a_bert_without_segments_gets_one_that_adds_nothing(tmp_path):
     assert json.loads((tmp_path / "m" / "config.json").read_text())["type_vocab_size"] == 1
     again = load_hf(tmp_path / "m")
     assert again.embeddings.segment is None and again.config == net.config
+    save_hf(model("electra", segment_vocab_size=0, embedding_size=4), tmp_path / "narrow")
+    held = load_file(tmp_path / "narrow" / "model.safetensors")
+    assert [t.shape for name, t in held.items() if "token_type" in name] == [(1, 4)]
+
+
+def test_another_type_is_stored_and_described(tmp_path):
+    net = model("roformer")
+    save_hf(net, tmp_path / "m", dtype=torch.bfloat16)
+    held = load_file(tmp_path / "m" / "model.safetensors")
+    assert {tensor.dtype for tensor in held.values()} == {torch.bfloat16}
+    assert json.loads((tmp_path / "m" / "config.json").read_text())["dtype"] == "bfloat16"
+    assert torch.equal(load_hf(tmp_path / "m").embeddings.token.weight, net.embeddings.token.weight.bfloat16().float())
+
+
+def test_who_may_read_the_configuration_may_read_the_weights(tmp_path):
+    save_hf(model(), tmp_path / "m")
+    assert len({(tmp_path / "m" / name).stat().st_mode for name in ("config.json", "model.safetensors")}) == 1
+
+
+@pytest.mark.parametrize(
+    ("told", "error", "message"),
+    [("I/O error: full (os error 28)", OSError, "No space left"), ("header too large", SafetensorError, "header too")],
+)
+def test_what_the_system_refuses_is_an_error_of_the_system(tmp_path, monkeypatch, told, error, message):
+    def failing(*args, **kwargs):
+        raise SafetensorError(told)
+
+    monkeypatch.setattr(sys.modules["danlu.text.save_hf"], "save_file", failing)  # the package holds the function
+    with pytest.raises(error, match=message):
+        save_hf(model(), tmp_path / "m")
+    assert os.listdir(tmp_path) == []
 
 
 def test_overwriting(tmp_path):
@@ -67,14 +100,26 @@ def test_overwriting(tmp_path):
     (folder / "notes").mkdir()
     (folder / "notes" / "a.txt").write_text("mine, too")
     (folder / "pytorch_model.bin").write_bytes(b"of the old model")
-    (folder / "model.safetensors.index.json").write_text("{}")
+    for gone in ("model.safetensors.index.json", "model-00001-of-00002.safetensors", "tf_model.h5"):
+        (folder / gone).write_text("{}")
+    (folder / "model.safetensors.md").write_text("mine")
+    (folder / "link").symlink_to("notes")
+    (folder / "lost").symlink_to("nowhere")
+    (folder / "notes" / "b.txt").symlink_to("a.txt")
     with pytest.raises(InputError, match=r"m exists; overwrite=True replaces its model"):
         save_hf(model(), folder)
     second = model("roformer")
     save_hf(second, folder, overwrite=True)
     assert load_hf(folder).config.family == "roformer"
-    assert sorted(os.listdir(folder)) == ["README.md", "config.json", "model.safetensors", "notes", "vocab.txt"]
+    assert sorted(os.listdir(folder)) == [
+        "README.md", "config.json", "link", "lost", "model.safetensors", "model.safetensors.md", "notes", "vocab.txt"
+    ]  # fmt: skip
     assert (folder / "notes" / "a.txt").read_text() == "mine, too"
+    assert all((folder / name).is_symlink() for name in ("link", "lost", "notes/b.txt"))
+    (folder / "vocab.txt").unlink()
+    (folder / "vocab.txt").mkdir()
+    with pytest.raises(InputError, match=r"vocab.txt is a folder, where a file of this name is to be written; rename"):
+        save_hf(second, folder, vocab=VOCAB, overwrite=True)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.txt").write_text("")
     with pytest.raises(InputError, match=r"other holds no config.json, so it is no model folder"):

@@ -58,6 +58,19 @@ def test_last_position_alone_and_prompts_of_no_tokens():
     assert lengths == [0, 1]  # asked once for each length
 
 
+def test_short_rows_are_filled_with_the_id_given_and_nothing_is_recorded():
+    seen, weight = [], torch.ones(V, requires_grad=True)
+
+    def logits(ids):
+        seen.append(ids.tolist())
+        return torch.ones(*ids.shape, 1) * weight
+
+    steps = FunctionSteps(logits, [[1, 2], [3]], pad=6)
+    assert not steps.step(None).requires_grad
+    steps.step(torch.tensor([4, 5]))
+    assert seen == [[[1, 2], [3, 6]], [[1, 2, 4], [3, 5, 6]]]
+
+
 def test_the_prompts_given_stay_as_they_are():
     prompts = torch.tensor([[1, 2], [3, 4]])
     steps = FunctionSteps(causal, prompts)
@@ -73,6 +86,10 @@ def test_messages():
         FunctionSteps(causal, [[1], [2, 3]])
     with pytest.raises(ValueError, match=r"integer tensor \(R, T\) or lists of ids; got \(3,\) of torch.int64"):
         FunctionSteps(causal, torch.tensor([1, 2, 3]))
+    with pytest.raises(ValueError, match=r"got \(1, 1\) of torch.float32"):
+        FunctionSteps(causal, torch.tensor([[1.0]]))
+    with pytest.raises(ValueError, match=r"must return \(R, T, V\) or \(R, V\) for ids \(1, 0\); got \(1, 0, 7\)"):
+        FunctionSteps(lambda ids: torch.zeros(1, 0, V), torch.zeros(1, 0, dtype=torch.long)).step(None)
     with pytest.raises(ValueError, match="a context tensor has 1 rows for 2 prompts"):
         FunctionSteps(causal, [[1], [2]], context=[torch.zeros(1)])
     with pytest.raises(ValueError, match=r"must return \(R, T, V\) or \(R, V\) for ids \(1, 2\); got \(2, 7\)"):

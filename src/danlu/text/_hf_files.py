@@ -131,7 +131,8 @@ def _open_pickled(path: Path, weights: Weights) -> None:
             "trust it and save the state_dict as model.safetensors"
         ) from None
     except (RuntimeError, EOFError, ValueError, KeyError, OSError, AttributeError) as error:
-        raise InputError(f"{path} is damaged ({str(error).splitlines()[0][:200]}); {cure(path)}") from None
+        told = next(iter(str(error).splitlines()), "") or type(error).__name__  # an empty file says nothing
+        raise InputError(f"{path} is damaged ({told[:200]}); {cure(path)}") from None
     if not isinstance(held, dict) or not all(isinstance(name, str) for name in held):
         raise InputError(f"{path} is not a state_dict of names and tensors; save model.state_dict()")
     for name, tensor in held.items():

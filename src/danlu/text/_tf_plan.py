@@ -121,7 +121,7 @@ def plan(
             notes.append(f"{where}: hidden_act is null, {full.activation} is taken")
         if unknown:
             notes.append(f"{where}: not understood: {', '.join(unknown)}")
-    chosen = () if full.traits.encoder_decoder else found.heads if wanted is None else wanted
+    chosen = found.heads if wanted is None else wanted  # none are ever found of an encoder-decoder
     layout = found.layout if found.layout in layouts_of(full.family) else None
     bounded = _bounded(full, found)
     return Plan(

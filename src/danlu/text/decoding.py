@@ -129,18 +129,17 @@ def stream(
     """The tokens of `sample` as they are drawn; of `greedy` with temperature=0.
 
     Args:
-        steps: the model and its prompts.
-        end_id: token that ends an answer, several, or None: write on.
-        max_new_tokens: length at which an answer is cut.
-        temperature: divides the logits; 0 is greedy decoding.
-        top_k: draw from this many most probable tokens; None: from all.
-        top_p: draw from the fewest tokens of this probability together, in (0, 1]; None: from all.
-        min_new_tokens: tokens an answer has before its end token at least.
-        consistent: top_k and top_p never remove the end tokens.
-        generator: source of randomness; one a row (B * num_samples) makes each row the same in any batch; None takes
-            torch's own.
-        num_samples: answers of each prompt, which is read only once.
-        adjust: changes logits (R, V), given the tokens (R, n) written so far; None: as they are.
+        steps: the model and its prompts, as of `sample` like all that follows.
+        end_id: see there.
+        max_new_tokens: see there.
+        temperature: see there.
+        top_k: see there.
+        top_p: see there.
+        min_new_tokens: see there.
+        consistent: see there.
+        generator: see there.
+        num_samples: see there.
+        adjust: see there.
 
     Returns:
         An iterator over (R,) int64, the samples of a prompt side by side; -1 in rows that have ended. It ends when

@@ -43,7 +43,8 @@ class HFEncoder(nn.Module):
             described = AutoConfig.from_pretrained(folder, **local)
             model, info = AutoModel.from_pretrained(folder, output_loading_info=True, **local)
         except (OSError, ValueError, KeyError, RuntimeError) as error:
-            raise InputError(f"transformers cannot open {folder}: {str(error).splitlines()[0]}") from None
+            told = next(iter(str(error).splitlines()), "") or type(error).__name__
+            raise InputError(f"transformers cannot open {folder}: {told}") from None
         absent = sorted(name for name in info["missing_keys"] if "pooler" not in name)
         if absent:
             raise InputError(

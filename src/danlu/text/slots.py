@@ -82,7 +82,8 @@ def put(slots: dict[str, Slot], ours: dict[str, Tensor]) -> dict[str, Tensor]:
         Their name to its contiguous tensor.
 
     Raises:
-        ValueError: only some pieces of a joined array are given; the message names those missing.
+        ValueError: only some pieces of a joined array are given, the message names those missing; or two tensors that
+            differ belong in one place.
 
     >>> put({"a": Slot("w", part=1, parts=2), "b": Slot("w", parts=2)}, {"a": torch.ones(1), "b": torch.zeros(1)})
     {'w': tensor([0., 1.])}
@@ -92,7 +93,13 @@ def put(slots: dict[str, Slot], ours: dict[str, Tensor]) -> dict[str, Tensor]:
     for name, slot in slots.items():
         if name in ours:
             tensor = ours[name].t() if slot.transpose else ours[name]
-            pieces.setdefault(slot.name, {})[slot.part] = tensor
+            other = pieces.setdefault(slot.name, {}).setdefault(slot.part, tensor)
+            if other is not tensor and not torch.equal(other, tensor):
+                first = next(our for our, place in slots.items() if place == slot and our in ours)
+                raise ValueError(
+                    f"{first} and {name} differ, and such a file has one place for both, {slot.name}; take a layout "
+                    "with a place for each"
+                )
             layout[slot.name] = slot
     theirs = {}
     for name, found in pieces.items():
