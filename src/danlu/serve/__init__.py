@@ -1,1 +1,1 @@
-"""A model folder behind HTTP. Empty so far."""
+"""A trained folder as an HTTP service: bounds, micro-batches, the routes, one page, the process around them."""
