@@ -1,27 +1,24 @@
 """danlu's encoder against transformers' BertModel: encoding 256 short texts, a training step; one run, equal weights.
 
-python benchmarks/encoder.py [--json FILE] [--repetitions N] [--threads N] [--parts encode,train]
+python benchmarks/encoder.py [--json FILE] [--repetitions N] [--threads N] [--parts encode,train] [--keep-memory]
 
 BERT-base shape (12 layers, vocabulary 21128), random weights written by transformers and read by load_hf. Lengths are
 log-normal as in short comments (mean near 25 tokens, at most 128), batches of 32 in the order given. The peer also runs
 sorted by length, its best; ours also takes all texts in one call, since padding costs it nothing. Tokens are real ones.
 Methods alternate within each repetition, so that a busy machine hits all of them; medians are reported. How far the
-outputs lie from float32 is printed beside the speed.
+outputs lie from float32 is printed beside the speed. --keep-memory runs us and the peer alike in a process that keeps
+what it frees (`danlu.tasks.memory`); without it, both pay for fresh pages at every step.
 """
 
 import argparse
 import contextlib
-import datetime
 import io
 import json
-import os
-import platform
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +27,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification, BertModel
 
+from _machine import record, write
+from danlu.tasks.memory import keep_freed_memory
 from danlu.text import load_hf
 from danlu.text.inference import for_inference
 
@@ -192,15 +191,6 @@ def train(folder: str, repetitions: int) -> dict[str, object]:
     }
 
 
-def processor() -> str:
-    """The processor's name, where the system tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
-
-
 def main() -> None:
     """Run, print, write."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -209,30 +199,21 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--parts", default="encode,train")
     parser.add_argument("--precisions", default="bf16,fp32")
+    parser.add_argument("--keep-memory", action="store_true")
     options = parser.parse_args()
+    kept = options.keep_memory and keep_freed_memory()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    record: dict[str, object] = {
-        "benchmark": "encoder",
-        "date": datetime.date.today().isoformat(),
-        "machine": {
-            "processor": processor(),
-            "cpus": os.cpu_count(),
-            "threads": options.threads,
-            "load": os.getloadavg(),
-        },
-        "versions": {name: version(name) for name in ("torch", "transformers")},
-        "targets": TARGETS,
-    }
+    result = record(("danlu", "torch", "transformers", "numpy"), options.threads) | {"targets": TARGETS}
+    result["freed memory kept"] = kept
     with tempfile.TemporaryDirectory() as folder:
         BertModel(BertConfig(vocab_size=21128)).save_pretrained(folder)
         if "encode" in options.parts:
-            record["encode"] = encode(folder, options.repetitions, options.precisions.split(","))
+            result["encode"] = encode(folder, options.repetitions, options.precisions.split(","))
         if "train" in options.parts:
-            record["train"] = train(folder, options.repetitions)
-    print(json.dumps(record, indent=1))
-    if options.json:
-        options.json.write_text(json.dumps(record, indent=1) + "\n")
+            result["train"] = train(folder, options.repetitions)
+    print(json.dumps(result, indent=1))
+    write(options.json, result)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import torch
 from contract import Row
 
 from danlu import nn
+from danlu.nn.layout import Group
 
 ROWS: list[Row] = []
 
@@ -273,5 +274,60 @@ ROWS += [
         lambda d: (_normal(2, 5, dtype=d),),
         (2, 6),
         no_compile="it changes a model; the model it makes is the PackedLinear above",
+    ),
+]
+
+# span_pointer
+
+
+def _pointed(dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+    return _normal(2, 4, 2, dtype=dtype), _KEEP
+
+
+def _found(start: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    spans = nn.best_spans(start, start.flip(1), mask, 2, num=3)
+    return torch.tensor([[first, last] for row in spans for first, last, _ in row])
+
+
+ROWS += [
+    Row("SpanPointer", lambda: nn.SpanPointer(5), lambda d: (_normal(2, 4, 5, dtype=d),), (2, 4, 2)),
+    Row(
+        "span_log_probs",
+        lambda: nn.span_log_probs,
+        lambda d: (_normal(2, 4, 2, dtype=d), torch.ones(2, 4).bool()),  # outside the candidates it is -inf
+        (2, 4, 2),
+    ),
+    Row(
+        "span_nll",
+        lambda: lambda x, keep: nn.span_nll(x, torch.tensor([[1, 2], [0, 0]]), keep),
+        _pointed,
+        (),
+    ),
+    Row(
+        "best_spans",
+        lambda: _found,
+        lambda d: (_normal(2, 4, dtype=d), _KEEP),
+        (5, 2),
+        no_compile="returns lists, whose lengths depend on the data",
+    ),
+]
+
+# dropout, packed_attention
+
+
+ROWS += [
+    Row(
+        "dropout",
+        lambda: lambda x: nn.dropout(x, 0.5, generator=torch.Generator().manual_seed(0)),
+        lambda d: (_normal(3, 4, dtype=d),),
+        (3, 4),
+        no_compile="the row makes a generator inside, which a graph cannot; DGCNN compiles with dropout",
+    ),
+    Row(
+        "packed_attention",
+        lambda: lambda *x: nn.packed_attention(*x, [Group(2, 1), Group(1, 4)], scale=0.5),
+        lambda d: tuple(_normal(6, 2, size, dtype=d) for size in (3, 3, 5)),
+        (6, 2, 5),
+        no_compile="layers call it outside of torch.compile alone",
     ),
 ]

@@ -149,3 +149,17 @@ def test_cross_attention_equals_the_formula():
     )
     want = by_loops(q, k, v, keep[:, None, None, :].expand(2, 1, 3, 5), None, 1.0, None, None)
     torch.testing.assert_close(got, layer.output(want.transpose(1, 2).flatten(2)))
+
+
+def test_training_in_bfloat16_follows_float64():
+    parts = [part.bfloat16().requires_grad_() for part in (Q, K, V)]
+    exact = [part.detach().double().requires_grad_() for part in parts]
+    towards = normal(2, 3, 4, 5)
+    outputs = [attend(*some, scale=0.5)[0] for some in (parts, exact)]
+    for output in outputs:
+        (output * towards.to(output.dtype)).sum().backward()
+    torch.testing.assert_close(outputs[0].double(), outputs[1], atol=0.03, rtol=0.03)
+    for rough, fine in zip(parts, exact, strict=True):
+        torch.testing.assert_close(rough.grad.double(), fine.grad, atol=0.05, rtol=0.05)
+    with torch.no_grad():  # without a backward pass to come it is the fused kernel
+        torch.testing.assert_close(attend(*parts, scale=0.5)[0], outputs[0].detach(), atol=0.03, rtol=0.03)

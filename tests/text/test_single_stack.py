@@ -287,3 +287,23 @@ def test_messages(call, message):
 def test_what_cannot_be_built(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("family", ["bert", "roformer"])
+def test_dropout_in_training_keeps_the_mean_of_the_hidden_states(family):
+    model = made(family, num_layers=1, hidden_dropout=0.0, attention_dropout=0.3).train()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "query" in name or "key" in name:
+                parameter.mul_(0.1)  # weights near the mean of the keys, so that many matter
+    first = model.layers[0].attention
+    seen = []
+    first.output.register_forward_pre_hook(lambda module, given: seen.append(given[0].detach()))
+    with torch.no_grad():
+        for _ in range(400):
+            model(IDS)
+        model.eval()(IDS)
+    drawn, still = torch.stack(seen[:-1]), seen[-1]
+    error = drawn.std(0) / 20  # of the mean of 400
+    assert ((drawn.mean(0) - still).abs() < 5 * error + 1e-12).all()
+    assert (drawn.std(0)[1:] > 0).all()

@@ -5,8 +5,8 @@ r"""Multi-head attention over padded, packed or cached sequences, with the posit
 
 R are NEZHA's fixed relative vectors, b an additive bias (T5's buckets), previous RealFormer's scores of the layer
 before; each is absent in most models. Where neither R nor previous is asked for, the fused kernel
-`scaled_dot_product_attention` computes (1) and (2). A query that may see no key sees itself: rows of padding stay
-finite and nobody reads them.
+`scaled_dot_product_attention` computes (1) and (2), or, under dropout on the CPU, `danlu.nn.packed_attention`. A query
+that may see no key sees itself: rows of padding stay finite and nobody reads them.
 
 Source: Vaswani et al., 2017, arXiv:1706.03762; Wei et al., 2019, arXiv:1909.00204 (NEZHA); Raffel et al., 2019,
 arXiv:1910.10683 (T5, no scale); He et al., 2020, arXiv:2012.11747 (RealFormer); Dong et al., 2019, arXiv:1905.03197
@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from danlu.nn.layout import Layout, padded_layout
+from danlu.nn.packed_attention import packed_attention
 from danlu.nn.positions import apply_rotary
 
 if TYPE_CHECKING:
@@ -105,6 +106,9 @@ def attend(
     tensor([[[[0.5000]]]])
     """
     if relative is None and previous is None and not return_scores:
+        if mask is None and bias is None and not causal and not dropout and _trains_in_bfloat16(query, key, value):
+            with torch.autocast("cpu", enabled=False):  # the fused kernel's backward pass takes several times as long
+                return (query * scale @ key.mT).softmax(-1) @ value, None  # eqs. (1) and (2)
         if causal and (mask is not None or bias is not None or query.shape[2] != key.shape[2]):
             below = causal_mask(query.shape[2], key.shape[2], query.device)
             mask, causal = (below if mask is None else mask & below), False
@@ -143,6 +147,12 @@ def attend(
     return output, handed_on if return_scores else None
 
 
+def _trains_in_bfloat16(*parts: Tensor) -> bool:
+    """Whether a backward pass in bfloat16 on the CPU will follow."""
+    plain = all(part.device.type == "cpu" and part.dtype == torch.bfloat16 for part in parts)
+    return plain and any(part.requires_grad for part in parts) and torch.is_grad_enabled()
+
+
 @dataclass
 class AttentionContext:
     """What the attention layers of one forward pass share.
@@ -177,6 +187,11 @@ class AttentionContext:
         """Whether eqs. (1) and (2) have no part but the products, so that one fused call a group does it all."""
         absent = (self.rotary, self.relative, self.bias, self.cache)
         return self.realformer == "off" and all(part is None for part in absent)
+
+    def drops_in_one_node(self, x: Tensor) -> bool:
+        """Whether `packed_attention` knows all that is asked for and serves better than a call a group."""
+        knows = self.realformer == "off" and self.relative is None and self.cache is None and 0 < self.dropout < 1
+        return knows and x.device.type == "cpu" and not torch.compiler.is_compiling()
 
     def masks(self) -> list[Tensor | None]:
         """One bool mask (count, 1, T or 1, T) a group, or None where every key is seen (up to causality)."""
@@ -281,6 +296,12 @@ class MultiHeadAttention(nn.Module):
             query, key = apply_rotary(query, cos, sin), apply_rotary(key, cos, sin)
         if context.cache is not None:
             return self.output(self._cached(query, key, value, context, layer).flatten(1))
+        if context.drops_in_one_node(x):
+            output = packed_attention(
+                query, key, value, context.layout.groups, masks=context.masks(), bias=context.bias,
+                causal=context.causal, scale=self.scale, dropout=context.dropout,
+            )  # fmt: skip
+            return self.output(output.flatten(1))
         groups = zip(*(context.layout.split(part) for part in (query, key, value)), context.masks(), strict=True)
         outputs, handed = [], []
         for i, (q, k, v, mask) in enumerate(groups):

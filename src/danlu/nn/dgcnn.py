@@ -11,8 +11,8 @@ in, and after (3), so that the next layer finds zeros there. The last rate 1 of 
 large dilations leave.
 
 The convolution runs as a 1 x k one over channels-last memory: no copy to (B, D, T), and in bfloat16 on a processor
-with AMX half the time of `conv1d`. On the CPU the dropout bits come from 16-bit integers, several times cheaper than
-`F.dropout`, so the rate is rounded to 1/65536.
+with AMX half the time of `conv1d`. The dropout is that of `danlu.nn.dropout`, which on the CPU rounds the rate to
+1/65536.
 
 Source: kexue.fm/archives/5409 (2018); open version kexue.fm/archives/6906 (2019). The gate is that of Dauphin et
 al., 2016, arXiv:1612.08083; the dilation that of Yu and Koltun, 2015, arXiv:1511.07122. Not the point-cloud network of
@@ -25,6 +25,8 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from danlu.nn.dropout import dropout
 
 __all__ = ["DGCNN", "DilatedGatedConv1d"]
 
@@ -93,7 +95,7 @@ class DilatedGatedConv1d(nn.Module):
         both = _conv_channels_last(x, self.conv.weight, self.conv.bias, self.dilation)  # (B, T, 2 O)  eq. (1)
         candidate, gate = both.chunk(2, dim=-1)  # (B, T, O) each
         if self.training and self.gate_dropout:
-            gate = _dropout(gate, self.gate_dropout)
+            gate = dropout(gate, self.gate_dropout)
         gate = torch.sigmoid(gate)  # eq. (2)
         if self.skip is not None:
             x = self.skip(x)
@@ -178,13 +180,3 @@ def _conv_channels_last(x: Tensor, weight: Tensor, bias: Tensor | None, dilation
     padding = dilation * (weight.shape[2] // 2)
     x, weight = x.mT[:, :, None], weight[:, :, None]  # (B, D, 1, T), (2 O, D, 1, k)
     return F.conv2d(x, weight, bias, padding=(0, padding), dilation=(1, dilation))[:, :, 0].mT  # (B, T, 2 O)
-
-
-def _dropout(x: Tensor, p: float) -> Tensor:
-    """`F.dropout` in training, from the global generator; on the CPU with 16 random bits an element."""
-    if x.device.type != "cpu":
-        return F.dropout(x, p)
-    threshold = min(round(p * 65536), 65535)  # of 65536 equally likely values
-    bits = torch.empty((x.numel() + 3) // 4, dtype=torch.int64, device=x.device).random_(-(2**63), None)
-    kept = bits.view(torch.int16)[: x.numel()].view(x.shape) >= threshold - 32768
-    return x * kept.to(x.dtype).mul_(65536 / (65536 - threshold))

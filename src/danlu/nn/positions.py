@@ -82,7 +82,7 @@ def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     Queries and keys turned by their own positions have products that depend on the difference of the positions only.
 
     Args:
-        x: (..., D), any float dtype; half precision is turned in that of cos and sin.
+        x: (..., D), any float dtype; half precision is turned in float32.
         cos: as `rotary_angles` gives it, broadcasting against x: (T, D) for x (B, H, T, D).
         sin: the same shape as cos.
 
@@ -101,8 +101,13 @@ def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
             f"apply_rotary needs x, cos and sin with the same even last axis; got {tuple(x.shape)}, {tuple(cos.shape)} "
             f"and {tuple(sin.shape)}. rotary_angles(positions, {dim}) gives them."
         )
-    turned = torch.stack([-x[..., 1::2], x[..., ::2]], dim=-1).flatten(-2)  # a quarter turn of every pair
-    return (x * cos + turned * sin).to(x.dtype)  # eq. (2)
+    if torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export() or x.device.type not in ("cpu", "cuda"):
+        turned = torch.stack([-x[..., 1::2], x[..., ::2]], dim=-1).flatten(-2)  # a quarter turn of every pair
+        return (x * cos + turned * sin).to(x.dtype)  # eq. (2)
+    wide = torch.promote_types(torch.promote_types(x.dtype, cos.dtype), torch.float32)
+    pairs = x.to(wide).contiguous().unflatten(-1, (-1, 2))  # one complex product a pair is the quickest form of eq. (2)
+    angles = torch.complex(cos[..., ::2].to(wide), sin[..., ::2].to(wide))
+    return torch.view_as_real(torch.view_as_complex(pairs) * angles).flatten(-2).to(x.dtype)
 
 
 def clipped_distances(query_positions: Tensor, key_positions: Tensor, clip: int) -> Tensor:

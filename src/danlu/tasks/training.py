@@ -17,6 +17,7 @@ from danlu import __version__
 from danlu.data.errors import InputError
 from danlu.tasks import datasets, get_task
 from danlu.tasks.device import accelerator, choose, machine
+from danlu.tasks.encoder import Encoder, save_head
 from danlu.tasks.fit import fit
 from danlu.tasks.folder import (
     FORMAT_VERSION,
@@ -30,13 +31,15 @@ from danlu.tasks.folder import (
     write_json,
     write_tensors,
 )
+from danlu.tasks.memory import keep_freed_memory
+from danlu.tasks.model_choice import choose_model
 from danlu.tasks.report import write_report
 from danlu.tasks.scores import Scores
-from danlu.tasks.spec import Spec, family
+from danlu.tasks.spec import Spec
 from danlu.tasks.state import FitResult
 from danlu.tasks.tricks import parse_all
 
-__all__ = ["Part", "Run", "halves", "read_parts", "train_folder", "train_model"]
+__all__ = ["Part", "Run", "halves", "metric_of", "read_parts", "train_folder", "train_model"]
 Tell = Callable[[dict[str, Any]], None]
 
 
@@ -79,6 +82,7 @@ class Run:
     settings: Any
     device: str
     precision: str
+    notes: list[str] = field(default_factory=list)  # what the record should say
 
 
 def read_part(spec: Spec, role: str, source: str, scheme: str = "") -> Part:
@@ -156,10 +160,11 @@ def train_model(
     task, settings = get_task(spec.task), spec.settings()
     _, plan = parse_all(spec.tricks, spec.task)
     device, precision = choose(spec.device, spec.precision)
+    keep_freed_memory()
     engine = accelerator(device, precision, spec.threads)
     torch.manual_seed(spec.seed)
     training = parts["train"]
-    model = task.build(training.examples, training.scheme, family(spec.model), settings, plan)
+    model = task.build(training.examples, training.scheme, choose_model(spec.model), settings, plan)
     for part in parts.values():
         drop_unusable(task, model, part, spec.on_bad_rows)
     dev = parts.get("dev")
@@ -168,20 +173,27 @@ def train_model(
         with torch.autocast(device, dtype=torch.bfloat16, enabled=precision == "bf16"):
             return task.evaluate(model, dev.examples).metrics if dev else {}
 
+    items = task.training_set(model, training.examples)
     result = fit(
         model,
-        task.training_set(model, training.examples),
+        items,
         settings,
         plan,
         engine,
         spec.seed,
         evaluate=evaluate if dev else None,
-        metric=task.metric,
+        metric=metric_of(task, training.scheme),
         state=state,
         resume=resume,
         on_event=on_event if engine.is_main_process else lambda event: None,
     )
-    return Run(model, result, parts, settings, device, precision)
+    notes = task.notes(items) if hasattr(task, "notes") else []
+    return Run(model, result, parts, settings, device, precision, notes)
+
+
+def metric_of(task: Any, scheme: str) -> str:
+    """Name of the score that selects: of a task, or of its pairs with scores."""
+    return task.score_metric if scheme == "score" else task.metric
 
 
 def drop_unusable(task: Any, model: Any, part: Part, on_bad_rows: str) -> None:
@@ -307,6 +319,7 @@ def _record(spec: Spec, run: Run, command: str, started: float) -> dict[str, Any
         "log": run.result.log,
         "best_step": run.result.best_step,
         "steps": run.result.steps,
+        **({"notes": run.notes} if run.notes else {}),
         **(shown.page if shown else {}),
     }
     record["seconds"] = {
@@ -320,9 +333,15 @@ def _record(spec: Spec, run: Run, command: str, started: float) -> dict[str, Any
 def _write_folder(folder: Path, spec: Spec, run: Run, record: dict[str, Any]) -> None:
     """Everything of DESIGN's model folder; task.json comes last and makes it one."""
     task = get_task(spec.task)
-    write_tensors(folder / "model.safetensors", run.model.state_dict())
-    stored = task.save(run.model, folder)
-    write_json(folder / "config.json", {"model_type": "danlu-dgcnn", "danlu_version": __version__, **stored["config"]})
+    if isinstance(getattr(run.model, "encoder", None), Encoder):
+        run.model.encoder.save(folder)
+        save_head(run.model, folder)
+        stored = task.save(run.model, folder)
+    else:
+        write_tensors(folder / "model.safetensors", run.model.state_dict())
+        stored = task.save(run.model, folder)
+        described = {"model_type": "danlu-dgcnn", "danlu_version": __version__, **stored["config"]}
+        write_json(folder / "config.json", described)
     write_bytes(folder / "log.jsonl", "".join(_json_line(row) for row in record["log"]).encode())
     write_report(record, folder)
     write_json(folder / "metrics.json", record)

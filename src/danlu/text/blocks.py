@@ -18,13 +18,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from danlu.nn.attention import AttentionContext, MultiHeadAttention
 from danlu.nn.conditional_norm import Norm
 from danlu.nn.decode_layers import DecodeLayers
+from danlu.nn.dropout import dropout
 from danlu.nn.feed_forward import FeedForward
 from danlu.nn.gated_attention_unit import GatedAttentionUnit
 from danlu.nn.positions import clipped_distances, rotary_angles, sinusoidal_positions, t5_buckets
@@ -126,7 +126,7 @@ class Block(nn.Module):
         return x + self._drop(self.feed_forward(norm(self.feed_forward_norm, x)))  # eq. (2)
 
     def _drop(self, x: Tensor) -> Tensor:
-        return F.dropout(x, self.dropout, self.training) if self.dropout else x
+        return dropout(x, self.dropout, self.training)
 
 
 class Stack(nn.Module):

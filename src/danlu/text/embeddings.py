@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from danlu.nn.dropout import dropout
 from danlu.nn.positions import hierarchical_positions
 from danlu.text.blocks import norm_of
 from danlu.text.config import TransformerConfig
@@ -61,7 +62,7 @@ class Embeddings(nn.Module):
             x = x + F.embedding(positions, self._table(last + 1))
         if self.norm is not None:
             x = self.norm(x, condition, rows)
-        x = F.dropout(x, self.config.hidden_dropout, self.training) if self.config.hidden_dropout else x
+        x = dropout(x, self.config.hidden_dropout, self.training)
         return x if self.project is None else self.project(x)  # eq. (1)
 
     def _segments(self, ids: Tensor, segment_ids: Tensor | None) -> Tensor | None:

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from danlu.nn.attention import AttentionContext, MultiHeadAttention
+from danlu.nn.dropout import dropout
 from danlu.nn.kv_cache import KVCache
 from danlu.nn.layout import Layout, is_prefix, packed_layout, padded_layout
 from danlu.text.blocks import Stack
@@ -235,7 +236,7 @@ class EncoderDecoder(nn.Module):
             dropout=self.config.attention_dropout if self.training else 0.0,
         )
         x = stack.run(x, context, condition=condition, cross=cross)
-        return F.dropout(x, self.config.hidden_dropout, self.training) if self.config.hidden_dropout else x
+        return dropout(x, self.config.hidden_dropout, self.training)
 
     def _keep(self, ids: Tensor, mask: Tensor | None) -> Tensor | None:
         check_batch(ids, mask)
