@@ -44,6 +44,7 @@ TOPICS = [
     "lipschitz",
     "memm",
     "meta_step_size",
+    "mini_zh",
     "mixup",
     "multitask",
     "nvae",

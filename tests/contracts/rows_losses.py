@@ -5,8 +5,11 @@ from functools import partial
 import torch
 from contract import Row
 
+from danlu import losses
 from danlu.losses import (
     multilabel_cross_entropy,
+    power_binary_cross_entropy,
+    power_sigmoid,
     soft_accuracy_loss,
     soft_f1_loss,
     sparse_multilabel_cross_entropy,
@@ -52,4 +55,31 @@ ROWS += [
         _multilabel_ids,
         (2, 3),
     ),
+]
+
+# power_activation
+
+
+def _rare(dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+    return seeded(2, 5, 3, dtype=dtype), torch.tensor([[[0, 1, 0]] * 5, [[1, 0, 0]] * 5])
+
+
+ROWS += [
+    Row("power_sigmoid", lambda: partial(power_sigmoid, power=4.0), lambda dtype: _rare(dtype)[:1], (2, 5, 3)),
+    Row("power_binary_cross_entropy", lambda: partial(power_binary_cross_entropy, power=4.0), _rare, ()),
+]
+
+# focal
+
+
+def _yes_or_no(dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+    z = seeded(2, 3, dtype=dtype)
+    keep = torch.tensor([[True, True, False], [True, False, True]])
+    logs = torch.nn.functional.logsigmoid(z), torch.nn.functional.logsigmoid(-z)
+    return *logs, torch.tensor([[1, 0, 0], [0, 1, 1]]), keep
+
+
+ROWS += [
+    Row("focal_loss", lambda: losses.focal_loss, _yes_or_no, ()),
+    Row("focal_loss[none]", lambda: partial(losses.focal_loss, reduction="none"), _yes_or_no, (2, 3)),
 ]

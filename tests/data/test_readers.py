@@ -271,3 +271,20 @@ def test_real_corpora(shared, name, mode, examples, scheme, skipped, repaired):
     corpus = read_tagged(shared / "data" / f"{name}.jsonl.gz", on_bad_rows=mode)
     assert (len(corpus), corpus.scheme) == (examples, scheme)
     assert (len(corpus.skipped), len(corpus.repaired)) == (skipped, repaired)
+
+
+def test_overlapping_entities_are_taken_where_asked_for(tmp_path):
+    path = tmp_path / "x.jsonl"
+    path.write_text(
+        '{"text": "在北京大学", "entities": [[1, 3, "LOC"], [1, 5, "ORG"]]}\n'
+        '{"text": "北京", "entities": [[0, 2, "LOC"], [0, 2, "LOC"]]}\n'
+        '{"text": "北京", "entities": [[0, 2, "LOC"]]}\n',
+        encoding="utf-8",
+    )
+    nested, twice, plain = read_tagged(path, nested=True).examples
+    assert nested.nested == ((1, 3, "LOC"), (1, 5, "ORG"))
+    assert nested.tags == ("O", "B-ORG", "I-ORG", "I-ORG", "I-ORG")  # the longer one
+    assert nested.overlap == ((1, 3, "LOC"), (1, 5, "ORG"))
+    assert (twice.nested, twice.tags, plain.nested) == ((), ("B-LOC", "I-LOC"), ())
+    with pytest.raises(InputError, match=r"line 1, entities\[1\]: '北京大学' \[1, 5, 'ORG'\] overlaps '北京'"):
+        read_tagged(path)

@@ -80,3 +80,46 @@ def classify_spec(labelled: Path):
         device="cpu",
         **files,
     )
+
+
+@pytest.fixture(scope="session")
+def tiny_encoder(tmp_path_factory) -> Path:
+    """A HuggingFace folder of a BERT of two layers that knows the characters above, some letters and word pieces."""
+    import torch
+
+    from danlu.text.config import TransformerConfig
+    from danlu.text.save_hf import save_hf
+    from danlu.text.tokenizer import Tokenizer
+    from danlu.text.transformer import build_transformer
+
+    folder = tmp_path_factory.mktemp("encoder") / "tiny"
+    characters = sorted({c for word in WORDS for c in word} | set("不讨厌旧，。"))
+    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *characters, "win", "##dow", "##s", "20", "##20", "a", "b"]
+    tokenizer = Tokenizer({token: i for i, token in enumerate(tokens)})
+    config = TransformerConfig.of(
+        "bert",
+        vocab_size=len(tokens),
+        hidden_size=32,
+        num_layers=2,
+        num_heads=2,
+        intermediate_size=64,
+        max_positions=64,
+    )
+    state = torch.random.get_rng_state()
+    torch.manual_seed(11)
+    save_hf(build_transformer(config, ()), folder)
+    torch.random.set_rng_state(state)
+    tokenizer.save(folder)
+    return folder
+
+
+@pytest.fixture
+def with_encoder(tiny_encoder: Path):
+    """A `Spec` that reads with the tiny encoder instead of the light network."""
+    from dataclasses import replace
+
+    def changed(spec, **settings):
+        known = {k: v for k, v in spec.set.items() if k not in ("bigram_dim",)}
+        return replace(spec, model=str(tiny_encoder), set={**known, "lr": 2e-3, **settings})
+
+    return changed

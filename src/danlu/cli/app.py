@@ -76,6 +76,12 @@ class Stored(StrEnum):
     fp32, bf16, fp16 = "fp32", "bf16", "fp16"
 
 
+class Objective(StrEnum):
+    """What pretraining learns to tell."""
+
+    mlm, lm = "mlm", "lm"
+
+
 class Compat(StrEnum):
     """Whose epsilons and gelu a model computes with."""
 
@@ -91,7 +97,12 @@ Train = Annotated[
 Dev = Annotated[str | None, typer.Option("--dev", help="file to choose and stop by", metavar="FILE|NAME")]
 Test = Annotated[str | None, typer.Option("--test", help="file that is only measured on", metavar="FILE|NAME")]
 Model = Annotated[
-    str, typer.Option("--model", help="family with sizes: dgcnn, dgcnn:4x128 (layers x width)", metavar="M")
+    str,
+    typer.Option(
+        "--model",
+        help="dgcnn or dgcnn:4x128 (layers x width), mini-zh, a model folder or TensorFlow checkpoint, bert:4x256",
+        metavar="M",
+    ),
 ]
 Out = Annotated[
     Path | None, typer.Option("--out", help="folder to write [default: danlu-TASK, danlu-ablate-TASK]", metavar="DIR")
@@ -184,7 +195,7 @@ def command_line() -> str:
 
 @app.command()
 def train(
-    task: Annotated[str, typer.Argument(help="tag or classify", metavar="TASK")],
+    task: Annotated[str, typer.Argument(help="classify, match, tag ... (`danlu list tasks`)", metavar="TASK")],
     train: Train,
     dev: Dev = None,
     test: Test = None,
@@ -243,12 +254,14 @@ def evaluate(
 @app.command()
 def predict(
     folder: Annotated[Path, typer.Argument(help="model folder", metavar="DIR")],
-    texts: Annotated[list[str] | None, typer.Argument(help="texts; none reads --input", metavar="[TEXT ...]")] = None,
+    texts: Annotated[
+        list[str] | None, typer.Argument(help="texts (of a pair: both); none reads --input", metavar="[TEXT ...]")
+    ] = None,
     input: Annotated[
         str | None,
         typer.Option(
             "--input",
-            help="one text a line, or .jsonl, .tsv, .csv with a text column; - is standard input",
+            help="one text a line (a pair: parted by a tab), or .jsonl, .tsv, .csv with columns; - is standard input",
             metavar="FILE|-",
         ),
     ] = None,
@@ -260,7 +273,6 @@ def predict(
     """Use a trained model: one output line for every text, empty ones too."""
     from danlu.cli.show import print_predictions
     from danlu.data.errors import InputError
-    from danlu.data.texts import read_texts
     from danlu.tasks.trained import Trained
 
     if texts and input:
@@ -268,13 +280,54 @@ def predict(
     if not texts and input is None and sys.stdin.isatty():
         raise InputError("nothing to predict on: give texts, or --input FILE, or --input - to read standard input")
     trained = Trained.load(folder, device=device.value, precision=precision.value, threads=threads)
-    lines = iter(texts) if texts and texts != ["-"] else read_texts("-" if input is None else input)
-    print_predictions(trained.predict(lines), as_json=json)
+    given = texts if texts and texts != ["-"] else None
+    items = trained.items(given, "-" if input is None else input)
+    print_predictions(trained.predict(items), trained.task.show, as_json=json)
+
+
+@app.command()
+def serve(
+    folder: Annotated[Path, typer.Argument(help="model folder", metavar="DIR")],
+    host: Annotated[str, typer.Option("--host", help="interface; any but this machine's own needs a token")] = (
+        "127.0.0.1"
+    ),
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0 takes a free one")] = 8000,
+    token_file: Annotated[
+        Path | None,
+        typer.Option("--token-file", help="token that requests must carry [default: $DANLU_TOKEN]", metavar="FILE"),
+    ] = None,
+    max_body: Annotated[int, typer.Option("--max-body", min=2, help="bytes of a request", metavar="BYTES")] = 1 << 20,
+    max_items: Annotated[int, typer.Option("--max-items", min=1, help="items of a request", metavar="N")] = 128,
+    max_text: Annotated[int, typer.Option("--max-text", min=1, help="characters of a text", metavar="CHARS")] = 10_000,
+    max_batch: Annotated[int, typer.Option("--max-batch", min=1, help="items read together", metavar="N")] = 32,
+    max_wait: Annotated[
+        float, typer.Option("--max-wait", min=0, max=10_000, help="that an item may wait for company", metavar="MS")
+    ] = 2.0,
+    concurrency: Annotated[
+        int, typer.Option("--concurrency", min=1, max=10_000, help="requests at a time; more get 429", metavar="N")
+    ] = 16,
+    timeout: Annotated[
+        float, typer.Option("--timeout", min=0.1, max=86_400, help="seconds for a request", metavar="S")
+    ] = 30.0,
+    device: DeviceOption = Device.auto,
+    precision: Annotated[
+        Precision, typer.Option("--precision", help="fp32: the same answer in every batch; bf16: faster")
+    ] = Precision.fp32,
+    threads: Threads = None,
+) -> None:
+    """Serve a trained model over HTTP, with a page to try it."""
+    from danlu.cli.serve import serve_folder
+
+    serve_folder(
+        folder, host=host, port=port, token_file=token_file, device=device.value, precision=precision.value,
+        threads=threads, max_body=max_body, max_items=max_items, max_text=max_text, max_batch=max_batch,
+        max_wait=max_wait / 1000, concurrency=concurrency, timeout=timeout,
+    )  # fmt: skip
 
 
 @app.command()
 def ablate(
-    task: Annotated[str, typer.Argument(help="tag or classify", metavar="TASK")],
+    task: Annotated[str, typer.Argument(help="classify, match, tag ... (`danlu list tasks`)", metavar="TASK")],
     train: Train,
     dev: Dev = None,
     test: Test = None,
@@ -425,6 +478,67 @@ def run(
             on_event=progress,
         )
     print_recipe(record, as_json=json)
+
+
+@app.command()
+def pretrain(
+    objective: Annotated[Objective, typer.Argument(help="mlm: hidden words, lm: the next token", metavar="mlm|lm")],
+    text: Annotated[
+        list[str],
+        typer.Option(
+            "--text",
+            help="text, one document a line, plain or .gz, - or mini-zh; repeatable",
+            metavar="FILE",
+            show_default=False,
+        ),
+    ],
+    out: Annotated[Path, typer.Option("--out", help="folder to write", metavar="DIR", show_default=False)],
+    dev: Annotated[
+        list[str] | None, typer.Option("--dev", help="text that is only measured on", metavar="FILE")
+    ] = None,
+    model: Annotated[
+        str, typer.Option("--model", help="family:LAYERSxWIDTH [default: bert:6x256, lm: gpt2:6x256]", metavar="M")
+    ] = "",
+    vocab: Annotated[
+        Path | None, typer.Option("--vocab", help="vocab.txt [default: built from the text]", metavar="FILE")
+    ] = None,
+    vocab_size: Annotated[int, typer.Option("--vocab-size", min=1, help="tokens of a vocabulary that is built")] = 7500,
+    segmenter: Annotated[
+        Path | None,
+        typer.Option("--segmenter", help="folder of `danlu train tag` that says where words begin", metavar="DIR"),
+    ] = None,
+    seed: Seed = 0,
+    set_: Set = None,
+    resume: Resume = False,
+    overwrite: Overwrite = False,
+    device: DeviceOption = Device.auto,
+    precision: PrecisionOption = Precision.auto,
+    threads: Threads = None,
+    store: Annotated[Stored, typer.Option("--store", help="type of the stored weights")] = Stored.fp32,
+    json: Json = False,
+) -> None:
+    """Pretrain an encoder (mlm) or a language model (lm) on plain text; writes a HuggingFace folder."""
+    from danlu.cli.pretrain import PretrainProgress, check_files, print_pretraining
+    from danlu.tasks.device import keep_freed_memory
+    from danlu.tasks.pretrain import pretrain as run_pretraining
+    from danlu.tasks.pretrain_spec import PretrainSettings, PretrainSpec
+    from danlu.tasks.spec import parse_settings
+
+    keep_freed_memory()
+    settings = PretrainSettings(**parse_settings(set_ or [], PretrainSettings()))
+    if not resume:
+        check_files(text, "--text")
+        check_files(dev or [], "--dev")
+    spec = PretrainSpec(
+        objective.value, tuple(text), tuple(dev or []), model, None if vocab is None else str(vocab), vocab_size,
+        None if segmenter is None else str(segmenter), seed, settings, device.value, precision.value, threads,
+        store.value,
+    )  # fmt: skip
+    with PretrainProgress() as progress:
+        record = run_pretraining(
+            spec, out, resume=resume, overwrite=overwrite, command=command_line(), on_event=progress
+        )
+    print_pretraining(record, out, as_json=json)
 
 
 @app.command()

@@ -5,7 +5,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -241,17 +241,13 @@ def print_scores(scores: Mapping[str, Any], as_json: bool = False) -> None:
     return None
 
 
-def print_predictions(predictions: Iterable[Mapping[str, Any]], as_json: bool = False) -> None:
-    """One line for every text."""
-    from danlu.tasks import get_task
-
-    shows = {name: get_task(name).show for name in ("tag", "classify")} if not as_json else {}
+def print_predictions(
+    predictions: Iterable[Mapping[str, Any]], show: Callable[[Mapping[str, Any]], str], as_json: bool = False
+) -> None:
+    """One line for every item, as the task shows it."""
     live = sys.stdout.isatty()
     for prediction in predictions:
-        if as_json:
-            line = json.dumps(prediction, ensure_ascii=False)
-        else:
-            line = shows["classify" if "label" in prediction else "tag"](prediction)
+        line = json.dumps(prediction, ensure_ascii=False) if as_json else show(prediction)
         try:
             print(line, flush=live)
         except BrokenPipeError:  # the reader has what it wanted

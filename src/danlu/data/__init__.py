@@ -1,5 +1,6 @@
 """Readers of the user's files, examples, embedded data sets."""
 
+from danlu.data.corpus import TokenCorpus, Windows, write_corpus
 from danlu.data.embedded import (
     Splits,
     load_digits,
@@ -7,7 +8,11 @@ from danlu.data.embedded import (
     load_reviews,
 )
 from danlu.data.errors import InputError, WorkError
+from danlu.data.items import grouped_items, read_items
+from danlu.data.pairs import Condition, Pair, read_condition, read_pairs
+from danlu.data.pairs_labelled import LabelledPair, read_labelled_pairs
 from danlu.data.readers import read_labelled, read_tagged
+from danlu.data.reading import Answer, Question, read_questions
 from danlu.data.rows import BadRow, Corpus
 from danlu.data.sequences import (
     IndexedLines,
@@ -23,16 +28,27 @@ from danlu.data.sequences import (
 )
 from danlu.data.tagged import Labelled, Tagged, join_tokens
 from danlu.data.texts import read_texts
+from danlu.data.triples import Related, Relation, read_triples
 
 __all__ = [
+    "Answer",
     "BadRow",
+    "Condition",
     "Corpus",
     "IndexedLines",
     "InputError",
     "Labelled",
+    "LabelledPair",
+    "Pair",
+    "Question",
+    "Related",
+    "Relation",
     "Splits",
     "Tagged",
+    "TokenCorpus",
+    "Windows",
     "WorkError",
+    "grouped_items",
     "join_tokens",
     "load_digits",
     "load_peoples_daily",
@@ -41,12 +57,19 @@ __all__ = [
     "longest_common_substring",
     "pad_sequences",
     "parallel_map",
+    "read_condition",
+    "read_items",
     "read_labelled",
+    "read_labelled_pairs",
+    "read_pairs",
+    "read_questions",
     "read_tagged",
     "read_texts",
+    "read_triples",
     "segment_text",
     "to_half_width",
     "truncate",
     "truncate_longest_first",
     "truncated_lengths",
+    "write_corpus",
 ]

@@ -59,7 +59,10 @@ _SUFFIXES = {
 _TAG = re.compile(r"O|[BIMESLU](-.+)?")
 _BLANKS = re.compile(r"[ \t]+")
 _WORD_TAGS = {1: ("S",), 2: ("B", "E"), 3: ("B", "M", "E"), 4: ("B", "M", "M", "E")}
-Sentence = tuple[list[str], list[str], str | None, list[int]]  # tokens, tags, text if known, line of every token
+Nested = tuple[tuple[int, int, str], ...]
+Sentence = tuple[
+    list[str], list[str], str | None, list[int], Nested
+]  # tokens, tags, text if known, lines, nested spans
 
 
 def read_tagged(
@@ -69,6 +72,7 @@ def read_tagged(
     on_bad_rows: str = "fail",
     token_column: int = 0,
     tag_column: int = -1,
+    nested: bool = False,
 ) -> Corpus[Tagged]:
     """Sentences with one tag a token from a file in one of the formats of table (1).
 
@@ -79,6 +83,7 @@ def read_tagged(
         on_bad_rows: "fail", "skip" or "repair" (`danlu.data.rows`).
         token_column: column of the token in conll, counted from 0; negative counts from the end.
         tag_column: column of the tag in conll.
+        nested: take overlapping entities: `Tagged.nested` then holds all of them, the tags the longer ones.
 
     Returns:
         Corpus of `Tagged` with `scheme` set; `skipped` and `repaired` list rows left out and sequences rewritten.
@@ -86,11 +91,11 @@ def read_tagged(
     Raises:
         InputError: the file or a row cannot be used; the text names file, line, field, reason and a way out.
     """
-    _check_option("format", format, ("auto", *TAG_FORMATS))
-    _check_option("scheme", scheme, ("auto", *SCHEMES))
+    check_option("format", format, ("auto", *TAG_FORMATS))
+    check_option("scheme", scheme, ("auto", *SCHEMES))
     ledger = Ledger(path, on_bad_rows)
     lines = read_lines(path, ledger)
-    kind = _format_of(path, lines, ledger, "tag") if format == "auto" else format
+    kind = format_of(path, lines, ledger, "tag") if format == "auto" else format
     if kind == "segmented":
         if scheme not in ("auto", "BMES"):
             raise ledger.fault(f"segmented lines are read as BMES, scheme={scheme!r} cannot be kept")
@@ -98,16 +103,16 @@ def read_tagged(
     if kind == "conll":
         sentences = _conll(lines, ledger, token_column, tag_column)
     else:
-        sentences = _tagged_objects(lines, ledger, scheme)
+        sentences = _tagged_objects(lines, ledger, scheme, nested)
     if ledger.rows and on_bad_rows != "skip":
         ledger.close(sentences, kind)  # raises: what is left would only tell the scheme wrongly
     scheme = _scheme_of(sentences, ledger) if scheme == "auto" else scheme
     examples = []
-    for tokens, tags, text, numbers in sentences:
+    for tokens, tags, text, numbers, spans in sentences:
         tags = _checked(tags, numbers, scheme, ledger)
         if tags:
             joined = join_tokens(tokens) if text is None else text
-            examples.append(Tagged(tuple(tokens), tuple(tags), joined, numbers[0]))
+            examples.append(Tagged(tuple(tokens), tuple(tags), joined, numbers[0], spans))
     return ledger.close(examples, kind, scheme)
 
 
@@ -133,11 +138,11 @@ def read_labelled(
     Raises:
         InputError: the file or a row cannot be used; the text names file, line, field, reason and a way out.
     """
-    _check_option("format", format, ("auto", *CLASS_FORMATS))
+    check_option("format", format, ("auto", *CLASS_FORMATS))
     fields = [text_field] if isinstance(text_field, str) else list(text_field)
     ledger = Ledger(path, on_bad_rows)
     lines = read_lines(path, ledger)
-    kind = _format_of(path, lines, ledger, "classify") if format == "auto" else format
+    kind = format_of(path, lines, ledger, "classify") if format == "auto" else format
     rows: Any = (
         json_rows(lines, ledger)
         if kind == "jsonl"
@@ -150,13 +155,13 @@ def read_labelled(
             if len(fields) > 1:
                 parts = ["\n".join(part for part in parts if isinstance(part, str) and part.strip())]
             text = need_text(parts[0], fields[0])
-            examples.append(Labelled(text, _label(need(row, label_field, "label_field"), label_field), number))
+            examples.append(Labelled(text, class_label(need(row, label_field, "label_field"), label_field), number))
         except RowError as error:
             ledger.bad(number, error.field, error.reason)
     return ledger.close(examples, kind)
 
 
-def _format_of(path: str | Path, lines: Sequence[str], ledger: Ledger, task: str) -> str:
+def format_of(path: str | Path, lines: Sequence[str], ledger: Ledger, task: str) -> str:
     """Format by the ending of the name where it decides, else by the first lines that are not blank."""
     name = _suffix(path)
     first = [line for line in lines[:200] if line.strip()]
@@ -229,7 +234,7 @@ def _conll(lines: Sequence[str], ledger: Ledger, token_column: int, tag_column: 
     def end_sentence() -> None:
         nonlocal tokens, tags, numbers, usable
         if numbers and usable:
-            sentences.append((tokens, tags, None, numbers))
+            sentences.append((tokens, tags, None, numbers, ()))
         tokens, tags, numbers, usable = [], [], [], True
 
     for number, line in enumerate(lines, 1):
@@ -287,20 +292,20 @@ def _column_problem(
     return None
 
 
-def _tagged_objects(lines: Sequence[str], ledger: Ledger, scheme: str) -> list[Sentence]:
+def _tagged_objects(lines: Sequence[str], ledger: Ledger, scheme: str, nested: bool) -> list[Sentence]:
     sentences: list[Sentence] = []
     for number, row in json_rows(lines, ledger):
         try:
-            tokens, tags, text = _take_apart(row, "BIO" if scheme == "auto" else scheme)
+            tokens, tags, text, spans = _take_apart(row, "BIO" if scheme == "auto" else scheme, nested)
         except RowError as error:
             ledger.bad(number, error.field, error.reason)
         else:
-            sentences.append((tokens, tags, text, [number] * len(tokens)))
+            sentences.append((tokens, tags, text, [number] * len(tokens), spans))
     return sentences
 
 
-def _take_apart(row: dict[str, Any], scheme: str) -> tuple[list[str], list[str], str | None]:
-    """Tokens, tags and text of one JSON object, whichever of the four forms it has."""
+def _take_apart(row: dict[str, Any], scheme: str, nested: bool) -> tuple[list[str], list[str], str | None, Nested]:
+    """Tokens, tags, text and overlapping spans of one JSON object, whichever of the four forms it has."""
     if "tokens" in row or "tags" in row:
         tokens = _texts(need(row, "tokens"), "tokens")
         tags = _texts(need(row, "tags"), "tags")
@@ -310,11 +315,11 @@ def _take_apart(row: dict[str, Any], scheme: str) -> tuple[list[str], list[str],
             if not _TAG.fullmatch(tag):
                 raise RowError(f"tags[{i}]", f"{tag!r} is not a tag (O, or a prefix alone or as B-TYPE)")
         text = row.get("text")
-        return tokens, tags, text if isinstance(text, str) and text else None
+        return tokens, tags, text if isinstance(text, str) and text else None, ()
     if "words" in row and "entities" not in row:
         words = _texts(row["words"], "words")
         tags = [tag for word in words for tag in _WORD_TAGS.get(len(word)) or ("B", *["M"] * (len(word) - 2), "E")]
-        return list("".join(words)), tags, join_tokens(words)
+        return list("".join(words)), tags, join_tokens(words), ()
     text = need_text(need(row, "text"), "text")
     if isinstance(row.get("label"), dict) and "entities" not in row:
         found = _clue_entities(row["label"], text)
@@ -322,9 +327,22 @@ def _take_apart(row: dict[str, Any], scheme: str) -> tuple[list[str], list[str],
         found = _entities(need(row, "entities"), text)
     for (name, one), (other_name, other) in pairwise(found):
         if other[0] < one[1]:
+            if nested:
+                spans = tuple(sorted({span for _, span in found}))
+                kept = _longer(spans)
+                return list(text), tags_from_spans(kept, len(text), scheme), text, spans if kept != spans else ()
             a, b = text[one[0] : one[1]], text[other[0] : other[1]]
             raise RowError(other_name, f"{b!r} {list(other)} overlaps {a!r} {list(one)} of {name}; keep one of them")
-    return list(text), tags_from_spans([span for _, span in found], len(text), scheme), text
+    return list(text), tags_from_spans([span for _, span in found], len(text), scheme), text, ()
+
+
+def _longer(spans: Nested) -> Nested:
+    """Spans of which none overlap, the longer before the shorter, the earlier before the later."""
+    kept: Nested = ()
+    for span in sorted(spans, key=lambda s: (s[0] - s[1], s)):
+        if all(span[1] <= a or b <= span[0] for a, b, _ in kept):
+            kept = (*kept, span)
+    return tuple(sorted(kept))
 
 
 def _texts(value: Any, name: str) -> list[str]:
@@ -383,7 +401,7 @@ def _span(start: Any, end: Any, kind: Any, text: str, name: str) -> tuple[int, i
     return start, end, kind
 
 
-def _label(value: Any, name: str) -> str:
+def class_label(value: Any, name: str) -> str:
     if isinstance(value, bool) or not isinstance(value, (str, int)):
         raise RowError(name, f"expected a text or a whole number, got {value!r}")
     label = value.strip() if isinstance(value, str) else str(value)
@@ -395,7 +413,7 @@ def _label(value: Any, name: str) -> str:
 def _scheme_of(sentences: list[Sentence], ledger: Ledger) -> str:
     """The scheme of all the tags together; IOB1 where BIO is broken and IOB1 never."""
     first_line: dict[str, int] = {}
-    for _, tags, _, numbers in sentences:
+    for _, tags, _, numbers, _ in sentences:
         for tag, number in zip(tags, numbers, strict=True):
             if tag not in first_line:
                 first_line[tag] = number
@@ -410,8 +428,8 @@ def _scheme_of(sentences: list[Sentence], ledger: Ledger) -> str:
                 prefixes.setdefault(split_tag(tag)[0], number)
         where = ", ".join(f"{p} at line {n}" for p, n in sorted(prefixes.items(), key=lambda item: item[1]))
         raise ledger.fault(f"{error}{f' (first seen: {where})' if len(prefixes) > 1 else ''}") from None
-    if scheme == "BIO" and any(illegal_steps(tags, "BIO") for _, tags, _, _ in sentences):
-        return "BIO" if any(illegal_steps(tags, "IOB1") for _, tags, _, _ in sentences) else "IOB1"
+    if scheme == "BIO" and any(illegal_steps(tags, "BIO") for _, tags, *_ in sentences):
+        return "BIO" if any(illegal_steps(tags, "IOB1") for _, tags, *_ in sentences) else "IOB1"
     return scheme
 
 
@@ -444,6 +462,6 @@ def _checked(tags: list[str], numbers: list[int], scheme: str, ledger: Ledger) -
     return []
 
 
-def _check_option(name: str, value: str, allowed: Sequence[str]) -> None:
+def check_option(name: str, value: str, allowed: Sequence[str]) -> None:
     if value not in allowed:
         raise InputError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")

@@ -76,11 +76,11 @@ class Corpus(Generic[T]):
 
     @property
     def labels(self) -> list[str]:
-        """The distinct tags or classes in alphabetical order."""
+        """The distinct tags or classes in alphabetical order; none where the examples have neither."""
         found: set[str] = set()
         for example in self.examples:
-            found.update(getattr(example, "tags", None) or (example.label,))  # type: ignore[attr-defined]
-        return sorted(found)
+            found.update(getattr(example, "tags", None) or (getattr(example, "label", ""),))
+        return sorted(found - {""})
 
 
 class Ledger:

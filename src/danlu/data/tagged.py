@@ -21,6 +21,13 @@ class Tagged:
     tags: tuple[str, ...]
     text: str
     line: int  # line of the file it begins on, counted from 1
+    nested: tuple[tuple[int, int, str], ...] = ()  # all spans where some overlap; the tags then hold the longer ones
+
+    @property
+    def overlap(self) -> tuple[tuple[int, int, str], tuple[int, int, str]]:
+        """The first two spans of `nested` that share a token."""
+        ordered = sorted(self.nested)
+        return next((a, b) for i, a in enumerate(ordered) for b in ordered[i + 1 :] if b[0] < a[1])
 
 
 @dataclass(frozen=True, slots=True)

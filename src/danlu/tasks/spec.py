@@ -3,15 +3,15 @@
 import dataclasses
 import difflib
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from danlu.data.errors import InputError
 from danlu.tasks.fit import Settings
+from danlu.tasks.model_choice import Choice, choose_model
 
-__all__ = ["Spec", "family", "parse_settings"]
+__all__ = ["Spec", "parse_settings"]
 
 
 @dataclass(frozen=True)
@@ -48,16 +48,18 @@ class Spec:
         from danlu.tasks import get_task
         from danlu.tasks.tricks import parse_all
 
-        defaults = get_task(task).defaults
+        choice = choose_model(options.get("model", cls.model))
+        defaults = choice.settings(get_task(task))
         parse_all(list(tricks), task)
-        family(options.get("model", cls.model))
-        return cls(task=task, tricks=tuple(tricks), set=parse_settings(settings, defaults), **options)
+        changed = parse_settings(settings, defaults)
+        _check_settings(changed, choice)
+        return cls(task=task, tricks=tuple(tricks), set=changed, **options)
 
     def settings(self) -> Settings:
         """The task's defaults with this run's changes."""
         from danlu.tasks import get_task
 
-        return dataclasses.replace(get_task(self.task).defaults, **self.set)
+        return dataclasses.replace(choose_model(self.model).settings(get_task(self.task)), **self.set)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -90,7 +92,49 @@ LIMITS: dict[str, tuple[float, float]] = {  # smallest and largest sensible valu
     "bigram_dropout": (0, 0.99),
     "gate_dropout": (0, 0.99),
     "bigram_min_count": (1, 1e9),
+    "head_rate": (1e-6, 1e6),
+    "overlap": (0, 10_000),
+    "max_question": (1, 100_000),
+    "max_answer": (0, 100_000),
+    "threshold": (0, 0.999),
+    "alpha": (0, 1),
+    "gamma": (0, 100),
+    "token_dropout": (0, 0.99),
+    "head_size": (2, 4096),
+    "subject_power": (1e-3, 100),
+    "object_power": (1e-3, 100),
+    "start_threshold": (0, 1),
+    "end_threshold": (0, 1),
+    "max_target": (2, 100_000),
+    "eval_rows": (1, 1e9),
+    "beam": (1, 1_000),
+    "length_penalty": (-10, 10),
+    "temperature": (0, 100),
+    "top_p": (1e-6, 1),
+    "condition_size": (1, 65_536),
+    "condition_min_count": (1, 1e9),
+    "judge_rows": (1, 100_000),
 }
+CHOICES = {
+    "select": ("best", "last"),
+    "init": ("pretrained", "random"),
+    "span_head": ("start_end", "global_pointer"),
+    "vote": ("squared", "sum", "max"),
+    "pooling": ("mean", "first"),
+    "combine": ("sum", "concat"),
+    "decode": ("auto", "beam", "sample"),
+}
+OF_ENCODERS, OF_DGCNN = ("init", "head_rate"), ("table_lr", "min_count")
+
+
+def _check_settings(changed: dict[str, Any], choice: Choice) -> None:
+    """Refuse a setting that this kind of model does not look at."""
+    wrong = [name for name in changed if name in (OF_DGCNN if choice.kind == "encoder" else OF_ENCODERS)]
+    if wrong:
+        other = "dgcnn" if choice.kind == "encoder" else "a transformer, such as mini-zh"
+        raise InputError(f"setting {wrong[0]} is for --model {other}; {choice.name} does not look at it")
+    if changed.get("init") == "random" and choice.path is None:
+        raise InputError(f"--model {choice.name} has fresh weights anyway; init=random is for a stored model")
 
 
 def parse_settings(words: Sequence[str], defaults: Any) -> dict[str, Any]:
@@ -129,9 +173,9 @@ def _typed(name: str, text: str, default: Any) -> Any:
         if text.lower() not in ("true", "false"):
             raise InputError(f"setting {name} is true or false, got {text!r}")
         return text.lower() == "true"
-    if name == "select":
-        if text not in ("best", "last"):
-            raise InputError(f"setting select is best or last, got {text!r}")
+    if name in CHOICES:
+        if text not in CHOICES[name]:
+            raise InputError(f"setting {name} is {' or '.join(CHOICES[name])}, got {text!r}")
         return text
     if isinstance(default, int | float):
         kind = type(default)
@@ -146,19 +190,3 @@ def _typed(name: str, text: str, default: Any) -> Any:
             raise InputError(f"setting {name} lies between {low:g} and {high:g}, got {text}")
         return value
     return text
-
-
-def family(name: str) -> dict[str, Any]:
-    """Sizes of a model name: `dgcnn`, or `dgcnn:LAYERSxWIDTH`.
-
-    Raises:
-        InputError: no such family, or sizes out of range.
-    """
-    found = re.fullmatch(r"dgcnn(?::(\d+)x(\d+))?", name)
-    if not found:
-        raise InputError(f"no model {name!r}; there is dgcnn, with sizes dgcnn:LAYERSxWIDTH, for example dgcnn:4x128")
-    layers, dim = int(found[1] or 4), int(found[2] or 128)
-    if not (1 <= layers <= 64 and 8 <= dim <= 4096):
-        raise InputError(f"{name}: layers lie in 1 to 64 and the width in 8 to 4096")
-    cycle = (1, 2, 4)
-    return {"dim": dim, "dilations": [cycle[i % 3] for i in range(layers - 1)] + [1]}

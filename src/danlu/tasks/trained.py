@@ -1,15 +1,17 @@
 """A trained model folder, opened: evaluate it on a labelled file, predict on texts."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from danlu.data import grouped_items, read_items, read_texts
 from danlu.data.errors import InputError
 from danlu.tasks import get_task
 from danlu.tasks.device import choose, inference
+from danlu.tasks.encoder import Encoder, load_head
 from danlu.tasks.folder import read_task, read_tensors
 from danlu.tasks.spec import Spec
 from danlu.tasks.training import drop_unusable, read_part
@@ -55,8 +57,11 @@ class Trained:
         if threads:
             torch.set_num_threads(threads)
         task = get_task(stored.get("task", ""))
-        weights = read_tensors(folder / "model.safetensors")
         model = task.load(folder, stored)
+        if isinstance(getattr(model, "encoder", None), Encoder):
+            load_head(model, folder)
+            return cls(task, model.to(device).eval(), stored, device, precision)
+        weights = read_tensors(folder / "model.safetensors")
         try:
             model.load_state_dict(weights)
         except RuntimeError as error:
@@ -99,17 +104,41 @@ class Trained:
             scores = self.task.evaluate(self.model, part.examples, details=True)
         return {"kind": "evaluate", "task": self.task.name, "data": part.card(), "metrics": scores.metrics}
 
-    def predict(self, texts: Iterable[str], chunk: int = 256) -> Iterator[dict[str, Any]]:
-        """One result for every text, in order; reads as it goes.
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """Names of the texts of one item; ("text",) where an item is a single text."""
+        return tuple(getattr(self.task, "fields", ("text",)))
+
+    def items(self, texts: Sequence[str] | None, source: str = "-") -> Iterator[Any]:
+        """What to predict on, from the command line or a file.
 
         Args:
-            texts: any number of texts; empty ones give empty results.
-            chunk: texts taken together.
+            texts: of an item of several texts one after the other; None reads `source`.
+            source: a file, or "-" for standard input (`danlu.data.read_texts`, `danlu.data.read_items`).
+
+        Returns:
+            An iterator over items, as `predict` takes them.
+
+        Raises:
+            InputError: the texts do not make whole items, or the file cannot be used.
+        """
+        if self.fields == ("text",):
+            return iter(texts) if texts is not None else read_texts(source)
+        if texts is not None:
+            return grouped_items(texts, self.fields)
+        return read_items(source, self.fields, getattr(self.task, "field_names", ()))
+
+    def predict(self, items: Iterable[Any], chunk: int = 256) -> Iterator[dict[str, Any]]:
+        """One result for every item, in order; reads as it goes.
+
+        Args:
+            items: texts, or dicts with the texts of `fields`; empty texts give empty results.
+            chunk: items taken together.
 
         Yields:
-            The task's prediction of each text.
+            The task's prediction of each item.
         """
-        source = iter(texts)
+        source = iter(items)
         while part := list(islice(source, chunk)):
             with inference(self.device, self.precision):
                 results = self.task.predict(self.model, part)

@@ -15,7 +15,7 @@ from danlu.tasks import get_task
 from danlu.tasks.device import keep_freed_memory, machine
 from danlu.tasks.folder import write_json
 from danlu.tasks.spec import Spec
-from danlu.tasks.training import Part, halves, read_parts, score, train_model
+from danlu.tasks.training import Part, halves, metric_of, read_parts, score, train_model
 
 __all__ = ["judged_on", "run_trial"]
 
@@ -57,9 +57,11 @@ def run_trial(value: dict[str, Any]) -> dict[str, Any]:
     started = time.perf_counter()
     spec = Spec.from_json({**value, "tricks": value.get("with", [])})
     parts, place = judged_on(read_parts(spec))
+    metric = get_task(spec.task).metric
+    if metric_of(get_task(spec.task), parts["train"].scheme) != metric:
+        raise InputError(f"an ablation compares {metric} example by example, which scores do not have; give classes")
     run = train_model(spec, parts)
     scores = score(run, spec.task, "test")
-    metric = get_task(spec.task).metric
     return {
         "metric": metric,
         "value": scores.metrics[metric],

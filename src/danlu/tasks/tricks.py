@@ -13,8 +13,21 @@ from dataclasses import dataclass, replace
 
 from danlu.data.errors import InputError
 
-__all__ = ["constraints", "crf_lr", "ema", "fgm", "head", "noise", "pgd", "soft_accuracy", "soft_f1"]
-HEADS = ("softmax", "memm", "bimemm", "crf")
+__all__ = [
+    "condition_lr",
+    "constraints",
+    "crf_lr",
+    "ema",
+    "fgm",
+    "head",
+    "layer_decay",
+    "noise",
+    "pgd",
+    "soft_accuracy",
+    "soft_f1",
+    "token_replacement",
+]
+HEADS = {"tag": ("softmax", "memm", "bimemm", "crf", "global_pointer"), "triples": ("gplinker", "casrel")}  # by task
 
 
 @dataclass(frozen=True)
@@ -25,10 +38,12 @@ class Plan:
     epsilon: float = 0.0  # L2 length of the attack on the embedding table
     ema: float | None = None  # decay of the averaged weights that are evaluated and kept
     lr_rules: tuple[tuple[str, float], ...] = ()  # name pattern -> factor on the learning rate
+    layer_decay: float | None = None  # factor on the rate of a transformer's layer, for each layer above it
     head: str | None = None  # tagging head instead of the task's default
     constraints: bool = False  # illegal transitions excluded
     metric_loss: str | None = None  # "f1" or "accuracy": fine-tune on the soft metric after cross-entropy
     metric_loss_from: float = 0.7  # share of the steps after which the soft metric takes over
+    token_replacement: float | None = None  # share of target inputs exchanged in half of the sequences
 
 
 def fgm(plan: Plan, epsilon: float = 0.5) -> Plan:
@@ -36,7 +51,7 @@ def fgm(plan: Plan, epsilon: float = 0.5) -> Plan:
 
     Slot    attack
     Cost    1.7 x time
-    Tasks   tag classify
+    Tasks   tag classify generate triples read match
     Source  kexue.fm/archives/7234
     """
     return replace(plan, attack="fgm", epsilon=positive("epsilon", epsilon))
@@ -47,7 +62,7 @@ def pgd(plan: Plan, epsilon: float = 1.0) -> Plan:
 
     Slot    attack
     Cost    3.2 x time
-    Tasks   tag classify
+    Tasks   tag classify generate triples read match
     Source  kexue.fm/archives/7234; Madry et al., arXiv:1706.06083
     """
     return replace(plan, attack="pgd", epsilon=positive("epsilon", epsilon))
@@ -58,7 +73,7 @@ def noise(plan: Plan, epsilon: float = 0.5) -> Plan:
 
     Slot    attack
     Cost    1.7 x time
-    Tasks   tag classify
+    Tasks   tag classify generate triples read match
     Source  kexue.fm/archives/7466
     """
     return replace(plan, attack="noise", epsilon=positive("epsilon", epsilon))
@@ -69,7 +84,7 @@ def ema(plan: Plan, decay: float = 0.999) -> Plan:
 
     Slot    average
     Cost    1.05 x time
-    Tasks   tag classify
+    Tasks   tag classify generate triples read match
     Source  kexue.fm/archives/6575
     """
     if not 0 < decay < 1:
@@ -90,17 +105,41 @@ def crf_lr(plan: Plan, factor: float = 100.0) -> Plan:
     return replace(plan, lr_rules=((r"^head\.", positive("factor", factor)), *plan.lr_rules))
 
 
+def condition_lr(plan: Plan, factor: float = 10.0) -> Plan:
+    """Give the vectors of conditions, and what makes norms follow them, their own, larger learning rate.
+
+    Slot    condition rate
+    Cost    1.0 x time
+    Tasks   generate triples
+    Source  kexue.fm/archives/7124
+    """
+    rule = (r"(^conditions\.|\.cond_)", positive("factor", factor))
+    return replace(plan, lr_rules=(rule, *plan.lr_rules))
+
+
 def head(plan: Plan, kind: str = "crf") -> Plan:
-    """Tag with another output layer: softmax, memm, bimemm or crf.
+    """Another output layer: softmax, memm, bimemm or crf to tag with, gplinker or casrel to find triples with.
 
     Slot    head
     Cost    0.8 to 1.0 x time
-    Tasks   tag
-    Source  kexue.fm/archives/7213, 5542
+    Tasks   tag triples
+    Source  kexue.fm/archives/7213, 5542, 8888, 7161
     """
-    if kind not in HEADS:
-        raise InputError(f"head takes {', '.join(HEADS)}; got {kind!r}{did_you_mean(kind, HEADS)}")
+    _one_of_heads(kind, [name for names in HEADS.values() for name in names])
     return replace(plan, head=kind)
+
+
+def layer_decay(plan: Plan, rate: float = 0.9) -> Plan:
+    """Let the layers of a transformer learn more slowly the lower they stand, the embeddings slowest.
+
+    Slot    layer rates
+    Cost    1.0 x time
+    Tasks   tag classify match triples
+    Source  Clark et al., arXiv:2003.10555
+    """
+    if not 0 < rate <= 1:
+        raise InputError(f"layer_decay takes a factor in (0, 1], got {rate:g}; usual are 0.8 to 0.95")
+    return replace(plan, layer_decay=rate)
 
 
 def constraints(plan: Plan) -> Plan:
@@ -119,7 +158,7 @@ def soft_f1(plan: Plan, start: float = 0.7) -> Plan:
 
     Slot    loss
     Cost    1.0 x time
-    Tasks   classify
+    Tasks   classify match
     Source  kexue.fm/archives/6620
     """
     return replace(plan, metric_loss="f1", metric_loss_from=share("start", start))
@@ -130,10 +169,23 @@ def soft_accuracy(plan: Plan, start: float = 0.7) -> Plan:
 
     Slot    loss
     Cost    1.0 x time
-    Tasks   classify
+    Tasks   classify match
     Source  kexue.fm/archives/6620
     """
     return replace(plan, metric_loss="accuracy", metric_loss_from=share("start", start))
+
+
+def token_replacement(plan: Plan, rate: float = 0.3) -> Plan:
+    """In half of the texts exchange that share of the words that the decoder reads for others of the same text.
+
+    Slot    decoder inputs
+    Cost    1.0 x time
+    Tasks   generate
+    Source  kexue.fm/archives/7259
+    """
+    if not 0 < rate <= 1:
+        raise InputError(f"token_replacement takes a share above 0 and up to 1, got {rate:g}; 0.3 is the source's")
+    return replace(plan, token_replacement=rate)
 
 
 @dataclass(frozen=True)
@@ -181,6 +233,8 @@ def parse(text: str, task: str | None = None) -> Trick:
         raise InputError(
             f"trick {name} fits {' and '.join(card['tasks'].split())}, not {task}; `danlu list tricks` shows what fits"
         )
+    if name == "head" and task in HEADS:
+        _one_of_heads(value if colon else str(parameters[0].default), HEADS[task])
     trick = Trick(
         f"{name}{colon}{value}",
         name,
@@ -214,6 +268,11 @@ def describe(function: Callable[..., Plan]) -> dict[str, str]:
         if label in ("Slot", "Cost", "Tasks", "Source"):
             card[label.lower()] = rest.strip()
     return card
+
+
+def _one_of_heads(kind: str, kinds: Sequence[str]) -> None:
+    if kind not in kinds:
+        raise InputError(f"head takes {', '.join(kinds)}; got {kind!r}{did_you_mean(kind, kinds)}")
 
 
 def did_you_mean(word: str, words: Sequence[str]) -> str:

@@ -43,6 +43,19 @@ class Windowed:
         self.windows = windows(self.sizes, max_len, min(context, (max_len - 1) // 2))
         self.lengths = [len(w) for w in self.windows]
 
+    @property
+    def steps(self) -> list[int]:
+        """Tags of every example: one a token."""
+        return self.sizes
+
+    def bounds(self, number: int) -> tuple[int, int]:
+        """Steps [start, stop) of its example that a window holds."""
+        return self.windows[number].start, self.windows[number].stop
+
+    def kept(self, number: int) -> tuple[int, int]:
+        """Steps [start, stop) of its example that a window answers for."""
+        return self.windows[number].keep_start, self.windows[number].keep_stop
+
     def weight(self, indices: Sequence[int]) -> float:
         """What a batch's loss is divided by: its windows where labels are learned, else its tokens."""
         return float(len(indices) if self.labels is not None else sum(self.lengths[i] for i in indices))

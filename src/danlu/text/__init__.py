@@ -3,15 +3,18 @@
 from danlu.text.beam_search import beam_search
 from danlu.text.bert4keras_decoding import AutoRegressiveDecoder
 from danlu.text.cached_steps import EncoderDecoderSteps, TransformerSteps
+from danlu.text.casrel import CasRel
 from danlu.text.char_encoder import CharEncoder
 from danlu.text.char_vocab import CharVocab
 from danlu.text.config import FAMILIES, Family, TransformerConfig
 from danlu.text.convert_model import Conversion, convert_model
 from danlu.text.decoding import greedy, sample, stream
+from danlu.text.dgcnn_reader import DGCNNReader, ReaderOutput, reader_log_probs
 from danlu.text.encoder_decoder import EncoderDecoder
 from danlu.text.family_guess import Guess, guess
 from danlu.text.generated import Generated
 from danlu.text.google_config import from_google, to_google
+from danlu.text.gplinker import GPLinker, gplinker_loss, link_triples
 from danlu.text.hf_adapter import HFEncoder
 from danlu.text.hf_config import from_hf, to_hf
 from danlu.text.inference import for_inference
@@ -23,6 +26,7 @@ from danlu.text.load_hf import load_hf
 from danlu.text.load_model import load_model, model_kind
 from danlu.text.load_report import LoadError, LoadReport
 from danlu.text.load_tf import inspect_tf, load_tf, save_tf
+from danlu.text.masking import mask_words
 from danlu.text.onnx_export import export_onnx
 from danlu.text.rebalanced_encoding import RebalancedEncoding
 from danlu.text.sampling_filters import no_repeat_ngram, repetition_penalty, top_k_filter, top_p_filter
@@ -47,21 +51,25 @@ from danlu.text.vocabulary_surgery import (
 
 __all__ = [
     "AutoRegressiveDecoder",
+    "CasRel",
     "CharEncoder",
     "CharVocab",
     "Conversion",
+    "DGCNNReader",
     "EncoderDecoder",
     "EncoderDecoderSteps",
     "Encoding",
     "FAMILIES",
     "Family",
     "FunctionSteps",
+    "GPLinker",
     "Generated",
     "Guess",
     "HFEncoder",
     "Inspection",
     "LoadError",
     "LoadReport",
+    "ReaderOutput",
     "RebalancedEncoding",
     "SpTokenizer",
     "Steps",
@@ -80,22 +88,26 @@ __all__ = [
     "for_inference",
     "from_google",
     "from_hf",
+    "gplinker_loss",
     "greedy",
     "guess",
     "inspect_model",
     "inspect_tf",
     "keras_slots",
+    "link_triples",
     "load_hf",
     "load_keras_weights",
     "load_model",
     "load_tf",
     "load_vocab",
+    "mask_words",
     "model_kind",
     "no_repeat_ngram",
     "open_checkpoint",
     "orthogonally_resize",
     "prune",
     "read_keras_weights",
+    "reader_log_probs",
     "repetition_penalty",
     "resize_vocabulary",
     "resized_config",

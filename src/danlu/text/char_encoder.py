@@ -109,6 +109,22 @@ class CharEncoder(nn.Module):
         Raises:
             ValueError: a shape differs, the mask is not bool, or pair ids are missing or not expected.
         """
+        return self.dgcnn(self.embed(ids, bigram_ids, mask), mask)  # eq. (3)
+
+    def embed(self, ids: Tensor, bigram_ids: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        """What the convolutions are given, (B, T, D), eq. (1) and (2); anything where the mask is False.
+
+        Args:
+            ids: (B, T) int64 token ids.
+            bigram_ids: (B, T) int64 pair ids; None for an encoder without pairs.
+            mask: (B, T) bool, True = keep; None keeps all.
+
+        Returns:
+            (B, T, D) in the dtype of the weights, or that of the autocast region.
+
+        Raises:
+            ValueError: a shape differs, the mask is not bool, or pair ids are missing or not expected.
+        """
         self._check(ids, bigram_ids, mask)
         if mask is not None:
             ids = ids.masked_fill(~mask, PAD)
@@ -125,7 +141,7 @@ class CharEncoder(nn.Module):
         x = self.project(torch.cat(parts, dim=-1))  # (B, T, D)
         if self.training and self.dropout:
             x = F.dropout(x, self.dropout)  # eq. (2); behind W it is half as wide, and in bfloat16 under autocast
-        return self.dgcnn(x, mask)  # eq. (3)
+        return x
 
     def sparse_parameters(self) -> Iterator[nn.Parameter]:
         """Parameters whose gradient is a sparse tensor: the pair table, or none; for `torch.optim.SparseAdam`."""

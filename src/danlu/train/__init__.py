@@ -8,17 +8,21 @@ from danlu.train.adversarial_output import (
     pgd_output_backward,
 )
 from danlu.train.attacks import FGM, PGD, Noise
+from danlu.train.exposure_bias import corrupt_targets, gold_share, sampled_inputs
 
 __all__ = [
     "FGM",
     "PGD",
     "Noise",
+    "corrupt_targets",
     "fgm_backward",
     "fgm_output_backward",
+    "gold_share",
     "noise_backward",
     "noise_output_backward",
     "output_perturbed",
     "perturbed",
     "pgd_backward",
     "pgd_output_backward",
+    "sampled_inputs",
 ]

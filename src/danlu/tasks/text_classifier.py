@@ -1,0 +1,69 @@
+r"""A class or a score for what a transformer reads: pooling, dropout, a linear layer; shared by classify and match.
+
+    v = h_1 (the start token)  or  v = mean over tokens of h                                  (1)
+    s = W dropout(v) + b                                                                      (2)
+
+A model that was pretrained on masked tokens alone has learned nothing at its start token, so the mean is the default.
+
+Source: Devlin et al., 2019, arXiv:1810.04805 (start token).
+Shapes: B batch, T tokens, D features, K outputs.
+"""
+
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from danlu.losses import soft_accuracy_loss, soft_f1_loss
+from danlu.nn.pooling import pool
+from danlu.tasks.encoder import Encoder
+
+__all__ = ["POOLINGS", "TextClassifier", "classification_loss"]
+POOLINGS = {"first": "cls", "mean": "mean"}
+
+
+def classification_loss(logits: Tensor, target: Tensor, objective: str | None = None) -> Tensor:
+    """Sum over the batch of the cross-entropy, or the soft metric's loss times the batch's size.
+
+    Args:
+        logits: (B, K) float32.
+        target: (B,) int64.
+        objective: None, "f1" or "accuracy".
+
+    Returns:
+        Scalar.
+    """
+    if objective == "f1":
+        return soft_f1_loss(logits, target, average="macro") * len(target)
+    if objective == "accuracy":
+        return soft_accuracy_loss(logits, target) * len(target)
+    return F.cross_entropy(logits, target, reduction="sum")
+
+
+class TextClassifier(nn.Module):
+    """Encoder, pooling, linear layer.
+
+    Args:
+        encoder: the transformer with its tokenizer.
+        outputs: K.
+        config: "pooling" ("first" or "mean"), "dropout", and what else the task stores.
+    """
+
+    def __init__(self, encoder: Encoder, outputs: int, config: dict[str, Any]) -> None:
+        super().__init__()
+        self.encoder, self.config = encoder, config
+        self.dropout = nn.Dropout(config["dropout"])
+        self.output = nn.Linear(encoder.dim, outputs)
+
+    def attack_weights(self) -> list[nn.Parameter]:
+        """What the embedding attacks move: the token table."""
+        return self.encoder.attack_weights()
+
+    def logits(self, batch: dict[str, Tensor]) -> Tensor:
+        """Scores (B, K), float32, eqs. (1) and (2)."""
+        vector = pool(self.encoder(batch), batch["mask"], POOLINGS[self.config["pooling"]])  # (B, D)
+        return self.output(self.dropout(vector)).float()
+
+    def forward(self, batch: dict[str, Tensor], objective: str | None = None) -> Tensor:
+        """Sum of the losses of a batch with "label"."""
+        return classification_loss(self.logits(batch), batch["label"], objective)
