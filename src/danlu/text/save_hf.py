@@ -126,7 +126,7 @@ def _tensors(model: Transformer | EncoderDecoder, dtype: torch.dtype | None) -> 
         theirs[name] = table.new_zeros(1, config.embedding_dim)
     if written["model_type"] == "roformer":
         name = slots["embeddings.token.weight"].name.replace("embeddings.word_embeddings", "encoder.embed_positions")
-        theirs[name] = sines_then_cosines(config.max_positions, config.key_dim).to(table.dtype)
+        theirs[name] = sines_then_cosines(config.max_positions, config.key_dim).float()  # angles, not to be rounded
     return theirs
 
 
