@@ -51,7 +51,7 @@ def test_lines_are_read_one_by_one(tmp_path):
     [
         ('{"text_a": "甲"}\n', r"line 1, text_b: missing.*every row gets an answer"),
         ('{"text_a": "甲", "text_b": 3}\n', r"line 1, text_b: expected a text, got a number"),
-        ('{"text_a": "甲"}\n{"text_b": "乙"}\n', r"line 1, text_b: missing.*\(1 more bad rows\)"),
+        ('{"text_a": "甲"}\n{"text_b": "乙"}\n', r"line 1, text_b: missing.*\(1 more bad row\)"),
     ],
 )
 def test_messages(text, message, tmp_path):

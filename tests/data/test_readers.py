@@ -6,8 +6,9 @@ import json
 import pytest
 
 from danlu.data.errors import InputError
-from danlu.data.readers import read_labelled, read_tagged
+from danlu.data.labelled import read_labelled
 from danlu.data.tagged import Labelled, Tagged, join_tokens
+from danlu.data.tagging import read_tagged
 from danlu.math.tag_scheme import spans
 
 

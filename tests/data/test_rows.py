@@ -8,7 +8,8 @@ import sys
 import pytest
 
 from danlu.data.errors import InputError
-from danlu.data.rows import BadRow, Ledger, json_rows, read_lines, table_rows
+from danlu.data.ledger import BadRow, Ledger
+from danlu.data.rows import json_rows, read_lines, table_rows
 
 
 def write(folder, name, data):

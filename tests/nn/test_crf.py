@@ -733,6 +733,29 @@ def test_the_kernel_works_where_its_cache_cannot_be_kept(tmp_path, trouble):
     assert done.stdout.strip() == "[[1]]", done.stderr
 
 
+@pytest.mark.skipif(not HAS_NUMBA, reason="needs numba")
+def test_processes_cannot_take_the_machine_code_of_another_type(tmp_path):
+    # numba numbers the codes of one index; two that compile at once would give two types the same number
+    code = (
+        "import torch\nfrom danlu.nn import crf_nll, viterbi\n"
+        "for dtype in (torch.float32, torch.float64):\n"
+        "    f, g = torch.ones(2, 3, 4, dtype=dtype, requires_grad=True), torch.ones(4, 4, dtype=dtype)\n"
+        "    crf_nll(f, torch.zeros(2, 3, dtype=torch.int64), g, backend='kernel').sum().backward()\n"
+        "    viterbi(f.detach(), g, backend='kernel')\n"
+        "from danlu.nn._decode import decode_kernel\n"
+        "for dtype in (torch.float32, torch.bfloat16):\n"
+        "    decode_kernel().linear(torch.ones(2, 8), torch.ones(4, 8, dtype=dtype), None)\n"
+    )
+    env = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, timeout=300)
+    assert done.returncode == 0, done.stderr
+    codes = [file.name for file in tmp_path.rglob("*.nbc")]
+    assert len(codes) == len(list(tmp_path.rglob("*.nbi"))) == 8, codes
+    assert all(name.endswith(".1.nbc") for name in codes)
+    for kind, count in (("float32", 4), ("float64", 3), ("uint16", 1)):
+        assert sum(kind in name for name in codes) == count
+
+
 def test_compiled_training_steps_do_not_recompile_for_other_lengths():
     crf, counter = CRF(3), torch._dynamo.testing.CompileCounter()
 

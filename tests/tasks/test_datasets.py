@@ -14,7 +14,7 @@ import pytest
 
 from danlu.data.embedded import load_peoples_daily
 from danlu.data.errors import InputError, WorkError
-from danlu.data.readers import read_tagged
+from danlu.data.tagging import read_tagged
 from danlu.tasks import datasets
 from danlu.tasks.datasets import PEOPLES_DAILY_RIGHTS, find, get, list_sets, load, open_source, resolve
 

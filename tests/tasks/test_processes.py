@@ -1,6 +1,7 @@
 """Two processes of `accelerate launch` (gloo) do what one does: the same first gradients, as good a model."""
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -49,9 +50,9 @@ def launch(tmp_path, spec, name, processes):
                "--main_process_port", "0", "--num_cpu_threads_per_process", "1"]  # fmt: skip
     ended = subprocess.run(
         [*command, str(tmp_path / "worker.py"), str(tmp_path / "spec.json"), str(out), str(gradients)],
-        capture_output=True, text=True, timeout=300, cwd=tmp_path,
+        capture_output=True, text=True, timeout=300, cwd=tmp_path, env={**os.environ, "PYTHONFAULTHANDLER": "1"},
     )  # fmt: skip
-    assert ended.returncode == 0, ended.stderr[-3000:]
+    assert ended.returncode == 0, ended.stderr  # whole: the process that failed first speaks first
     return read_tensors(gradients), json.loads((out / "metrics.json").read_text())["metrics"]
 
 

@@ -9,11 +9,11 @@ from danlu.data.embedded import (
 )
 from danlu.data.errors import InputError, WorkError
 from danlu.data.items import grouped_items, read_items
+from danlu.data.labelled import read_labelled
+from danlu.data.ledger import BadRow, Corpus
 from danlu.data.pairs import Condition, Pair, read_condition, read_pairs
 from danlu.data.pairs_labelled import LabelledPair, read_labelled_pairs
-from danlu.data.readers import read_labelled, read_tagged
 from danlu.data.reading import Answer, Question, read_questions
-from danlu.data.rows import BadRow, Corpus
 from danlu.data.sequences import (
     IndexedLines,
     longest_common_subsequence,
@@ -27,6 +27,7 @@ from danlu.data.sequences import (
     truncated_lengths,
 )
 from danlu.data.tagged import Labelled, Tagged, join_tokens
+from danlu.data.tagging import read_tagged
 from danlu.data.texts import read_texts
 from danlu.data.triples import Related, Relation, read_triples
 

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from danlu.data.errors import InputError
-from danlu.data.rows import Ledger, RowError, json_rows, need, need_text, read_lines, table_rows
+from danlu.data.ledger import Ledger, need, need_text
+from danlu.data.rows import read_lines, rows_of
 from danlu.data.texts import read_texts
 
 __all__ = ["grouped_items", "read_items"]
@@ -83,20 +84,13 @@ def _rows(
 ) -> Iterator[dict[str, str]]:
     ledger = Ledger(path)
     lines = read_lines(path, ledger)
-    rows: Any = (
-        json_rows(lines, ledger) if kind == "jsonl" else table_rows(lines, ledger, "," if kind == "csv" else "\t", [])
-    )
-    items = []
-    for number, row in rows:
-        try:
-            found = next((known for known in names if all(name in row for name in known)), names[0])
-            items.append({field: _text(row, name) for field, name in zip(fields, found, strict=True)})
-        except RowError as error:
-            ledger.bad(number, error.field, error.reason)
-    if ledger.rows:
-        first = min(ledger.rows, key=lambda row: row.line)
-        more = f" ({len(ledger.rows) - 1} more bad rows)" if len(ledger.rows) > 1 else ""
-        raise InputError(f"{first}{more}; every row gets an answer, so mend it or take it out")
+
+    def take(_: int, row: Mapping[str, Any]) -> dict[str, str]:
+        found = next((known for known in names if all(name in row for name in known)), names[0])
+        return {field: _text(row, name) for field, name in zip(fields, found, strict=True)}
+
+    items = ledger.gather(rows_of(kind, lines, ledger, []), take)
+    ledger.refuse_bad("every row gets an answer, so mend it or take it out")
     yield from items
 
 

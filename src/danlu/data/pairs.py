@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from danlu.data.errors import InputError
-from danlu.data.readers import CLASS_FORMATS, check_option, format_of
-from danlu.data.rows import Corpus, Ledger, RowError, json_rows, need, need_text, read_lines, table_rows
+from danlu.data.ledger import Corpus, Ledger, RowError, need, need_text
+from danlu.data.rows import open_rows
 
 __all__ = ["Condition", "Pair", "read_condition", "read_pairs"]
 ONE_LABEL = "condition"  # name of a label that stands alone
@@ -106,7 +106,7 @@ def read_pairs(
     Args:
         path: the file; "-" reads standard input.
         format: "jsonl", "tsv", "csv", or "auto" to tell from the name and then from the first line.
-        on_bad_rows: "fail" or "skip" (`danlu.data.rows`).
+        on_bad_rows: "fail" or "skip" (`danlu.data.ledger`).
         source_field: field or column of the source.
         target_field: field or column of the text to write.
         condition_fields: fields that are labels of the condition, in place of "condition".
@@ -117,25 +117,19 @@ def read_pairs(
     Raises:
         InputError: the file or a row cannot be used; the text names file, line, field, reason and a way out.
     """
-    check_option("format", format, ("auto", *CLASS_FORMATS))
     ledger = Ledger(path, on_bad_rows)
-    lines = read_lines(path, ledger)
-    kind = format_of(path, lines, ledger, "classify") if format == "auto" else format
-    rows: Any = (
-        json_rows(lines, ledger)
-        if kind == "jsonl"
-        else table_rows(lines, ledger, "," if kind == "csv" else "\t", [target_field, *condition_fields])
-    )
-    examples: list[Pair] = []
-    for number, row in rows:
-        try:
-            pair = _pair(row, number, source_field, target_field, condition_fields)
-            if examples:
-                _same_form(pair, examples[0])
-            examples.append(pair)
-        except RowError as error:
-            ledger.bad(number, error.field, error.reason)
-    return ledger.close(examples, kind)
+    kind, rows = open_rows(path, format, ledger, [target_field, *condition_fields])
+    first: list[Pair] = []
+
+    def take(number: int, row: dict[str, Any]) -> Pair:
+        pair = _pair(row, number, source_field, target_field, condition_fields)
+        if first:
+            _same_form(pair, first[0])
+        else:
+            first.append(pair)
+        return pair
+
+    return ledger.close(ledger.gather(rows, take), kind)
 
 
 def _pair(row: Mapping[str, Any], line: int, source: str, target: str, condition_fields: Sequence[str]) -> Pair:

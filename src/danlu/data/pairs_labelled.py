@@ -15,11 +15,13 @@ Shapes: no tensors.
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from danlu.data.readers import CLASS_FORMATS, check_option, class_label, format_of
-from danlu.data.rows import Corpus, Ledger, RowError, json_rows, need, need_text, read_lines, table_rows
+from danlu.data.labelled import class_label
+from danlu.data.ledger import Corpus, Ledger, RowError, check_option, need, need_text
+from danlu.data.rows import open_rows
 
 __all__ = ["PAIR_NAMES", "LabelledPair", "read_labelled_pairs"]
 
@@ -62,7 +64,7 @@ def read_labelled_pairs(
     Args:
         path: the file; "-" reads standard input.
         format: "jsonl", "tsv", "csv", or "auto" to tell from the name and then from the first line.
-        on_bad_rows: "fail" or "skip" (`danlu.data.rows`).
+        on_bad_rows: "fail" or "skip" (`danlu.data.ledger`).
         target: "label", "score", or "auto": what the first row has.
         unlabelled: classes that say that there is none, such as "-"; such rows are bad rows.
 
@@ -72,36 +74,28 @@ def read_labelled_pairs(
     Raises:
         InputError: the file or a row cannot be used; the text names file, line, field, reason and a way out.
     """
-    check_option("format", format, ("auto", *CLASS_FORMATS))
     check_option("target", target, ("auto", *TARGETS))
     ledger = Ledger(path, on_bad_rows)
-    lines = read_lines(path, ledger)
-    kind = format_of(path, lines, ledger, "classify") if format == "auto" else format
-    rows: Any = (
-        json_rows(lines, ledger) if kind == "jsonl" else table_rows(lines, ledger, "," if kind == "csv" else "\t", [])
-    )
-    examples: list[LabelledPair] = []
-    known = kind == "jsonl"
-    for number, row in rows:
-        if not known:  # the columns are the same in every row: what is missing is missing once
-            _check_columns(row, target, ledger)
-            known = True
+    kind, rows = open_rows(path, format, ledger, [])
+    first = next(rows, None)
+    if first is not None:
+        if kind != "jsonl":  # the columns are the same in every row: what is missing is missing once
+            _check_columns(first[1], target, ledger)
         if target == "auto":
-            target = "label" if "label" in row or "score" not in row else "score"
-        try:
-            first, second = _names(row)
-            texts = [need_text(need(row, name), name) for name in (first, second)]
-            value = need(row, target)
-            if target == "score":
-                examples.append(LabelledPair(texts[0], texts[1], "", _score(value), number))
-                continue
-            label = class_label(value, "label")
-            if label in unlabelled:
-                raise RowError("label", f"{label!r} says that there is no class")
-            examples.append(LabelledPair(texts[0], texts[1], label, None, number))
-        except RowError as error:
-            ledger.bad(number, error.field, error.reason)
-    return ledger.close(examples, kind, target if target in TARGETS else "label")
+            target = "label" if "label" in first[1] or "score" not in first[1] else "score"
+        rows = chain([first], rows)
+
+    def take(number: int, row: dict[str, Any]) -> LabelledPair:
+        text_a, text_b = (need_text(need(row, name), name) for name in _names(row))
+        value = need(row, target)
+        if target == "score":
+            return LabelledPair(text_a, text_b, "", _score(value), number)
+        label = class_label(value, "label")
+        if label in unlabelled:
+            raise RowError("label", f"{label!r} says that there is no class")
+        return LabelledPair(text_a, text_b, label, None, number)
+
+    return ledger.close(ledger.gather(rows, take), kind, target if target in TARGETS else "label")
 
 
 def _names(row: dict[str, Any]) -> tuple[str, str]:

@@ -31,7 +31,8 @@ from pathlib import Path
 from typing import Any
 
 from danlu.data.errors import InputError
-from danlu.data.rows import Corpus, Ledger, RowError, json_rows, need, need_text, read_lines
+from danlu.data.ledger import Corpus, Ledger, RowError, need, need_text
+from danlu.data.rows import json_rows, read_lines
 
 __all__ = ["READING_FORMATS", "Answer", "Question", "places", "read_questions"]
 
@@ -81,7 +82,7 @@ def read_questions(path: str | Path, format: str = "auto", on_bad_rows: str = "f
     Args:
         path: the file; "-" reads standard input.
         format: "squad", "jsonl", or "auto" to tell from the name and then from the first line.
-        on_bad_rows: "fail" or "skip" (`danlu.data.rows`); places are repaired, by (2), either way.
+        on_bad_rows: "fail" or "skip" (`danlu.data.ledger`); places are repaired, by (2), either way.
 
     Returns:
         Corpus of `Question`; `repaired` lists answers that stand elsewhere than the file says, `skipped` the questions

@@ -1,15 +1,9 @@
-r"""Files as numbered lines and rows, and an account of every row that cannot be used.
+r"""Files as numbered lines, and as rows with named fields: JSON Lines, TSV and CSV.
 
 A file is UTF-8 (a byte-order mark is dropped), plain or gzip (told by its first bytes); "-" is standard input. Lines
 end at "\n" or "\r\n" and nowhere else: texts may hold the other line separators of Unicode. Line numbers count from 1
-and stay those of the file whatever is skipped. Blank lines carry no row.
-
-    fail:    the first bad row ends the reading with an InputError that says how many more there are         (1)
-    skip:    bad rows are left out and listed in `Corpus.skipped`
-    repair:  as fail, but tag sequences that break their scheme are rewritten and listed in `Corpus.repaired`
-
-What no row can be blamed for (a missing file, a folder, a broken archive, a missing column, nothing left to use) is an
-InputError in every mode.
+and stay those of the file whatever is skipped. Blank lines carry no row. What becomes of rows that cannot be used is
+the ledger's to say (`danlu.data.ledger`).
 
 Source: own definitions; JSON Lines; RFC 4180 (CSV).
 Shapes: no tensors.
@@ -20,110 +14,18 @@ import difflib
 import gzip
 import io
 import json
-import re
 import sys
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any
 
-from danlu.data.errors import InputError
+from danlu.data.ledger import HALF_CHARACTER, Ledger, check_option, did_you_mean, kind_of, listing
 
-__all__ = ["BadRow", "Corpus", "Ledger", "json_rows", "read_lines", "table_rows"]
+__all__ = ["ROW_FORMATS", "json_rows", "open_rows", "read_lines", "rows_of", "table_rows"]
 
-T = TypeVar("T")
-ON_BAD_ROWS = ("fail", "skip", "repair")
-HALF_CHARACTER = re.compile("[\ud800-\udfff]")  # an invalid byte, or half of a surrogate pair written in JSON
-_SYNONYMS = {
-    "text": ("sentence", "content", "review", "comment", "body", "文本", "内容", "句子", "评论"),
-    "label": ("class", "category", "target", "sentiment", "label_desc", "label_des", "cat", "标签", "类别"),
-    "entities": ("label", "labels", "spans", "entity"),
-    "tokens": ("words", "characters", "chars"),
-    "tags": ("labels", "ner_tags", "ner"),
-}
-
-
-@dataclass(frozen=True, slots=True)
-class BadRow:
-    """Where a row cannot be used (or was repaired) and why; str() is one line."""
-
-    path: str
-    line: int
-    field: str
-    reason: str
-
-    def __str__(self) -> str:
-        """One line: path, line, field, reason."""
-        return f"{self.path}, line {self.line}{f', {self.field}' if self.field else ''}: {self.reason}"
-
-
-@dataclass(frozen=True)
-class Corpus(Generic[T]):
-    """What a reader returns: the examples and how they were read."""
-
-    examples: list[T]
-    path: str
-    format: str
-    scheme: str = ""  # tag scheme, "" for classes
-    skipped: list[BadRow] = field(default_factory=list)
-    repaired: list[BadRow] = field(default_factory=list)
-    notes: dict[str, Any] = field(default_factory=dict)  # what a report should say about the data
-
-    def __len__(self) -> int:
-        """Number of examples."""
-        return len(self.examples)
-
-    @property
-    def labels(self) -> list[str]:
-        """The distinct tags or classes in alphabetical order; none where the examples have neither."""
-        found: set[str] = set()
-        for example in self.examples:
-            found.update(getattr(example, "tags", None) or (getattr(example, "label", ""),))
-        return sorted(found - {""})
-
-
-class Ledger:
-    """Keeps the account of bad rows while one file is read, eq. (1).
-
-    Args:
-        path: the file as the user named it; "-" is standard input.
-        on_bad_rows: "fail", "skip" or "repair".
-    """
-
-    def __init__(self, path: str | Path, on_bad_rows: str = "fail") -> None:
-        if on_bad_rows not in ON_BAD_ROWS:
-            raise InputError(f"on_bad_rows must be one of {', '.join(ON_BAD_ROWS)}, got {on_bad_rows!r}")
-        self.path = "standard input" if str(path) == "-" else str(path)
-        self.on_bad_rows = on_bad_rows
-        self.rows: list[BadRow] = []
-        self.repaired: list[BadRow] = []
-        self.invalid: dict[int, str] = {}  # lines that are not UTF-8, and what to say about them
-
-    def bad(self, line: int, field: str, reason: str) -> None:
-        """Enter a row that cannot be used."""
-        self.rows.append(BadRow(self.path, line, field, reason))
-
-    def repair(self, line: int, field: str, reason: str) -> None:
-        """Enter a row that was rewritten."""
-        self.repaired.append(BadRow(self.path, line, field, reason))
-
-    def fault(self, message: str) -> InputError:
-        """The error for what no single row can be blamed for, to be raised."""
-        return InputError(f"{self.path}: {message}")
-
-    def close(self, examples: list[T], format: str, scheme: str = "") -> Corpus[T]:
-        """Corpus of the examples; raises when rows are bad and may not be skipped, or when nothing is left."""
-        rows = sorted(self.rows, key=lambda row: row.line)
-        if rows and self.on_bad_rows != "skip":
-            more = f" ({len(rows) - 1} more bad rows)" if len(rows) > 2 else " (1 more bad row)" * (len(rows) - 1)
-            way = "; on_bad_rows='skip' leaves bad rows out and lists them" if examples else ""
-            raise InputError(f"{rows[0]}{more}{way}")
-        if not examples:
-            why = f"all its {len(rows)} rows are bad, the first at line {rows[0].line}" if rows else "the set is empty"
-            raise self.fault(f"no example to use: {why}{f' ({rows[0].reason})' if rows else ''}")
-        notes = {"repaired": len(self.repaired), "repaired_rows": [str(r) for r in self.repaired[:20]]}
-        return Corpus(examples, self.path, format, scheme, rows, self.repaired, notes=notes if self.repaired else {})
+ROW_FORMATS = ("jsonl", "tsv", "csv")
+_ENDINGS = {"jsonl": "jsonl", "ndjson": "jsonl", "json": "jsonl", "tsv": "tsv", "tab": "tsv", "csv": "csv"}
 
 
 def read_lines(path: str | Path, ledger: Ledger, limit: int | None = None) -> list[str]:
@@ -171,6 +73,57 @@ def read_lines(path: str | Path, ledger: Ledger, limit: int | None = None) -> li
     return lines
 
 
+def open_rows(
+    path: str | Path, format: str, ledger: Ledger, columns: Sequence[str]
+) -> tuple[str, Iterator[tuple[int, dict[str, Any]]]]:
+    """The format of a file of rows with named fields, and its rows.
+
+    Args:
+        path: the file; "-" reads standard input.
+        format: "jsonl", "tsv", "csv", or "auto" to tell from the name and then from the first line.
+        ledger: account of the file.
+        columns: the columns that a table must have; of JSON objects each is asked by itself.
+
+    Returns:
+        The format, and (line number, fields) of every usable row.
+
+    Raises:
+        InputError: another format, or the file cannot be used.
+    """
+    check_option("format", format, ("auto", *ROW_FORMATS))
+    lines = read_lines(path, ledger)
+    kind = _format_of(path, lines, ledger) if format == "auto" else format
+    return kind, rows_of(kind, lines, ledger, columns)
+
+
+def rows_of(
+    kind: str, lines: Sequence[str], ledger: Ledger, columns: Sequence[str]
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(line number, fields) of every usable row of lines in one of `ROW_FORMATS`."""
+    if kind == "jsonl":
+        return json_rows(lines, ledger)
+    return table_rows(lines, ledger, "," if kind == "csv" else "\t", columns)
+
+
+def first_lines(lines: Sequence[str], ledger: Ledger) -> list[str]:
+    """The first lines that are not blank; refuses a file that has none."""
+    first = [line for line in lines[:200] if line.strip()]
+    if not first:
+        raise ledger.fault("no example to use: the set is empty")
+    return first
+
+
+def holds_objects(path: str | Path, first: Sequence[str]) -> bool:
+    """Whether a file is JSON Lines, by its name or its first line."""
+    return _ENDINGS.get(suffix(path)) == "jsonl" or (first[0].lstrip()[:1], first[0].rstrip()[-1:]) == ("{", "}")
+
+
+def suffix(path: str | Path) -> str:
+    """Last ending of a name without the dot and without .gz, in small letters."""
+    name = str(path).lower().removesuffix(".gz")
+    return name.rpartition(".")[2] if "." in Path(name).name else ""
+
+
 def json_rows(lines: Sequence[str], ledger: Ledger) -> Iterator[tuple[int, dict[str, Any]]]:
     """(line number, object) for every line that holds a JSON object; the others are entered as bad.
 
@@ -207,7 +160,7 @@ def json_rows(lines: Sequence[str], ledger: Ledger) -> Iterator[tuple[int, dict[
             elif isinstance(row, list) and row and isinstance(row[0], dict):
                 raise ledger.fault(f"line {number}: one JSON array; write one object a line (jq -c '.[]')")
             else:
-                ledger.bad(number, "", f"expected an object {{...}}, got {_kind(row)}")
+                ledger.bad(number, "", f"expected an object {{...}}, got {kind_of(row)}")
 
 
 def table_rows(
@@ -244,30 +197,20 @@ def table_rows(
             yield number, dict(zip(header, fields, strict=True))
 
 
-def need(row: dict[str, Any], name: str, option: str = "") -> Any:
-    """row[name], or a RowError that lists the fields and, if one is near, which was probably meant."""
-    if name in row:
-        return row[name]
-    raise RowError(name, f"missing; the row has {_listing(row)}{_did_you_mean(name, row, option)}")
-
-
-def need_text(value: Any, name: str) -> str:
-    """`value` if it is a text with something in it, else a RowError."""
-    if not isinstance(value, str):
-        raise RowError(name, f"expected a text, got {_kind(value)}")
-    if not value.strip():
-        raise RowError(name, "the text is empty")
-    if HALF_CHARACTER.search(value):
-        raise RowError(name, "holds half a character (a lone surrogate such as \\ud83d); write the whole one")
-    return value
-
-
-class RowError(Exception):
-    """One row cannot be used; raised while a row is taken apart, entered into the ledger by the reader."""
-
-    def __init__(self, field: str, reason: str) -> None:
-        super().__init__(f"{field}: {reason}")
-        self.field, self.reason = field, reason
+def _format_of(path: str | Path, lines: Sequence[str], ledger: Ledger) -> str:
+    """Format by the ending of the name where it decides, else by the first line that is not blank."""
+    first = first_lines(lines, ledger)
+    if holds_objects(path, first):
+        return "jsonl"
+    if found := _ENDINGS.get(suffix(path)):
+        return found
+    for kind, sign in (("tsv", "\t"), ("csv", ",")):
+        if sign in first[0]:
+            return kind
+    raise ledger.fault(
+        f"cannot tell the format: neither the name nor line 1 ({first[0][:40]!r}) says JSON Lines, TSV or CSV; "
+        f"pass format= one of {', '.join(ROW_FORMATS)}"
+    )
 
 
 def _bytes(path: str | Path, ledger: Ledger, limit: int | None = None) -> bytes:
@@ -380,38 +323,16 @@ def _check_header(header: list[str], columns: Sequence[str], ledger: Ledger, del
     for name in columns:
         if name in header:
             continue
-        hint = _did_you_mean(name, header, "")
+        hint = did_you_mean(name, header, "")
         if len(header) == 1:
             other = next((sign for sign in ("\t", ",", ";", "|") if sign != delimiter and sign in header[0]), None)
             if other is not None:
                 hint = f"; columns must be parted by {delimiter!r}, this line has {other!r}"
         raise ledger.fault(
-            f"line {line}: no column {name!r} in the header; found {_listing(header)}{hint} "
+            f"line {line}: no column {name!r} in the header; found {listing(header)}{hint} "
             f"(the first line must name the columns)"
         )
 
 
-def _did_you_mean(name: str, found: Iterable[str], option: str) -> str:
-    names = [str(f) for f in found]
-    lowered = {f.strip().lower(): f for f in names}
-    near = next((lowered[n] for n in (name, *_SYNONYMS.get(name, ())) if n in lowered), None)
-    if near is None:
-        close = difflib.get_close_matches(name, list(lowered), 1)
-        near = lowered[close[0]] if close else None
-    if near is None:
-        return ""
-    return f"; did you mean {near!r}?" + (f" pass {option}={near!r}" if option else f" rename it to {name!r}")
-
-
 def _near(name: str, names: list[str]) -> str:
     return ", ".join(difflib.get_close_matches(name, names, 3))
-
-
-def _listing(names: Iterable[Any]) -> str:
-    shown = [repr(str(n)[:40]) for n in names]
-    return ", ".join(shown[:8]) + (" ..." if len(shown) > 8 else "") if shown else "nothing"
-
-
-def _kind(value: Any) -> str:
-    names = {dict: "an object", list: "a list", str: "a text", bool: "true/false", int: "a number", float: "a number"}
-    return "null" if value is None else names.get(type(value), type(value).__name__)

@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from danlu.data.errors import InputError
-from danlu.data.rows import Ledger, RowError, json_rows, need, need_text, read_lines, table_rows
+from danlu.data.ledger import Ledger, need, need_text
+from danlu.data.rows import read_lines, rows_of
 
 __all__ = ["TEXT_FORMATS", "read_texts"]
 
@@ -55,23 +56,14 @@ def read_texts(path: str | Path, format: str = "auto", text_field: str = "text")
 def _rows(path: str | Path, format: str, text_field: str) -> Iterator[str]:
     ledger = Ledger(path)
     lines = read_lines(path, ledger)
-    rows: Any = (
-        json_rows(lines, ledger)
-        if format == "jsonl"
-        else table_rows(lines, ledger, "," if format == "csv" else "\t", [text_field])
-    )
-    texts = []
-    for number, row in rows:
-        try:
-            text = need(row, text_field)
-            blank = isinstance(text, str) and not text.strip()
-            texts.append(text if blank else need_text(text, text_field))
-        except RowError as error:
-            ledger.bad(number, error.field, error.reason)
-    if ledger.rows:
-        bad = sorted(ledger.rows, key=lambda row: row.line)
-        more = f" ({len(bad) - 1} more bad rows)" if len(bad) > 2 else " (1 more bad row)" * (len(bad) - 1)
-        raise InputError(f"{bad[0]}{more}; every row gets an answer, so mend it or take it out")
+
+    def take(number: int, row: dict[str, Any]) -> str:
+        text = need(row, text_field)
+        blank = isinstance(text, str) and not text.strip()
+        return str(text) if blank else need_text(text, text_field)
+
+    texts = ledger.gather(rows_of(format, lines, ledger, [text_field]), take)
+    ledger.refuse_bad("every row gets an answer, so mend it or take it out")
     yield from texts
 
 

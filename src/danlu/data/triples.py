@@ -37,7 +37,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from danlu.data.errors import InputError
-from danlu.data.rows import HALF_CHARACTER, Corpus, Ledger, RowError, json_rows, need_text, read_lines
+from danlu.data.ledger import HALF_CHARACTER, Corpus, Ledger, RowError, need_text
+from danlu.data.rows import json_rows, read_lines
 from danlu.data.tagged import join_tokens
 
 __all__ = ["Related", "Relation", "locate", "read_triples"]
@@ -70,7 +71,7 @@ def read_triples(path: str | Path, format: str = "auto", on_bad_rows: str = "fai
     Args:
         path: the file, plain or gzip; "-" reads standard input.
         format: "jsonl" or "auto"; triples are read from nothing else.
-        on_bad_rows: "fail", "skip" or "repair" (`danlu.data.rows`, and the head of this module).
+        on_bad_rows: "fail", "skip" or "repair" (`danlu.data.ledger`, and the head of this module).
 
     Returns:
         Corpus of `Related`; `skipped` and `repaired` list rows left out, and entities moved and triples left out.
@@ -81,13 +82,8 @@ def read_triples(path: str | Path, format: str = "auto", on_bad_rows: str = "fai
     if format not in ("auto", "jsonl"):
         raise InputError(f"format must be one of auto, jsonl, got {format!r}; triples are read from JSON Lines only")
     ledger = Ledger(path, on_bad_rows)
-    examples = []
-    for number, row in json_rows(read_lines(path, ledger), ledger):
-        try:
-            examples.append(_Row(row, number, ledger).example())
-        except RowError as error:
-            ledger.bad(number, error.field, error.reason)
-    return ledger.close(examples, "jsonl")
+    rows = json_rows(read_lines(path, ledger), ledger)
+    return ledger.close(ledger.gather(rows, lambda number, row: _Row(row, number, ledger).example()), "jsonl")
 
 
 def locate(text: str, subject: str, object: str) -> tuple[Span, Span] | None:

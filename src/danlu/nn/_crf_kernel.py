@@ -32,6 +32,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from danlu.nn._machine_code import with_own_files
+
 __all__ = ["forward", "backward", "viterbi"]
 
 MAX_SHARES = 16
@@ -138,13 +140,12 @@ class _Kernel:
 
     def __init__(self, function: Callable[..., None]) -> None:
         self.function = function
-        self.compiled = self._compile(cache=True)
-        self.known: set[Any] = set()
+        self.known: dict[Any, Callable[..., None]] = {}  # by type of the numbers
 
-    def _compile(self, cache: bool) -> Callable[..., None]:
+    def _compile(self, kind: Any, cache: bool) -> Callable[..., None]:
         options: dict[str, Any] = {"nogil": True, "fastmath": {"contract", "reassoc", "nsz"}}
         try:
-            return numba.njit(cache=cache, **options)(self.function)
+            return numba.njit(cache=cache, **options)(with_own_files(self.function, kind))
         except RuntimeError:  # no folder to keep a cache in
             return numba.njit(**options)(self.function)
 
@@ -156,14 +157,15 @@ class _Kernel:
     def __call__(self, *args: Any) -> None:
         kind = args[3].dtype
         if kind in self.known:
-            self.compiled(*args)
+            self.known[kind](*args)
             return
+        compiled = self._compile(kind, cache=True)
         try:
-            self.compiled(*args)
+            compiled(*args)
         except (OSError, EOFError, pickle.PickleError):  # a full disk or a damaged cache
-            self.compiled = self._compile(cache=False)
-            self.compiled(*args)
-        self.known.add(kind)
+            compiled = self._compile(kind, cache=False)
+            compiled(*args)
+        self.known[kind] = compiled
 
 
 # --- compiled code -----------------------------------------------------------------------------------------------

@@ -38,6 +38,8 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 from torch import Tensor
 
+from danlu.nn._machine_code import with_own_files
+
 __all__ = ["FORMS", "attend", "attends", "linear", "through_layers"]
 
 ir = cgutils.ir  # llvmlite's
@@ -158,11 +160,11 @@ def _run(function: Any, arguments: list[int], work: int) -> None:
         _parallel(function.address, block.ctypes.data, threads, 0)
 
 
-def _compiled(function: Callable[..., None]) -> Any:
-    """A C function of one pointer, its machine code kept on disk where that works."""
+def _compiled(function: Callable[..., None], kind: Any) -> Any:
+    """A C function of one pointer for one kind of stored numbers, its machine code kept on disk where that works."""
     signature = types.void(types.voidptr)
     try:
-        return numba.cfunc(signature, cache=True)(function)
+        return numba.cfunc(signature, cache=True)(with_own_files(function, kind))
     except (RuntimeError, OSError, EOFError, pickle.PickleError):  # no folder, a full disk, a damaged cache
         return numba.cfunc(signature)(function)
 
@@ -411,7 +413,7 @@ def _linear_of(dtype):  # type: ignore[no-untyped-def]
         bias = carray(_pointer(a[3]), n, np.float32)
         _product(block, w, x, bias, a[3] != 0, y, 0, y, False)
 
-    return _compiled(run)
+    return _compiled(run, kind)
 
 
 # --- one query a row over the cache ------------------------------------------------------------------------------
@@ -485,7 +487,7 @@ def _attend_of(dtype):  # type: ignore[no-untyped-def]
             high = min(rows * heads, low + PAIRS)
             _look_back(q, keys, values, table, a[5] != 0, keep, a[6] != 0, bias, a[7] != 0, strides, n, out, low, high)
 
-    return _compiled(run)
+    return _compiled(run, kind)
 
 
 # --- whole layers ------------------------------------------------------------------------------------------------
@@ -597,4 +599,4 @@ def _layers_of(dtype):  # type: ignore[no-untyped-def]
             _meet(barrier)
             x, spare = spare, x
 
-    return _compiled(run)
+    return _compiled(run, kind)

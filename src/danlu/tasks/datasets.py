@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # listing the sets must not wait for torch: danlu.data is imported where it is used
     from danlu.data.errors import InputError
-    from danlu.data.rows import Corpus
+    from danlu.data.ledger import Corpus
 
 __all__ = ["PEOPLES_DAILY_RIGHTS", "DataSet", "find", "get", "list_sets", "load", "open_source", "resolve"]
 
@@ -124,7 +124,7 @@ def load(name: str, split: str, task: str | None = None, on_bad_rows: str = "fai
         name: as in `list_sets`.
         split: "train", "dev", "test" or another part the set has.
         task: refuse sets of another task; None takes any.
-        on_bad_rows: as in `danlu.data.rows`; under "fail" known faults of a set (stray tags of weibo-ner, one pair of
+        on_bad_rows: as in `danlu.data.ledger`; under "fail" known faults of a set (stray tags of weibo-ner, one pair of
             overlapping entities in cluener, empty texts) are still repaired or skipped, and listed.
 
     Returns:
@@ -312,7 +312,7 @@ def _download(url: str, path: Path, sha256: str) -> Path:
 
 def _embedded(s: DataSet, part: str) -> "Corpus[Any]":
     from danlu.data.embedded import Splits, load_peoples_daily, load_reviews
-    from danlu.data.rows import Corpus
+    from danlu.data.ledger import Corpus
 
     kind = s.name.removeprefix("peoples-daily-")
     splits: Splits[Any] = load_reviews() if s.name == "reviews" else load_peoples_daily(kind)

@@ -1,9 +1,6 @@
 """Where and how precisely to compute: device, precision and threads as the user asked, or as the machine offers."""
 
-import contextlib
-import ctypes
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,7 +11,7 @@ from accelerate.state import AcceleratorState
 
 from danlu.data.errors import InputError
 
-__all__ = ["accelerator", "choose", "inference", "keep_freed_memory", "machine"]
+__all__ = ["accelerator", "choose", "inference", "machine"]
 
 
 def choose(device: str = "auto", precision: str = "auto") -> tuple[str, str]:
@@ -67,20 +64,6 @@ def inference(device: str, precision: str) -> Iterator[None]:
     """No gradients, and the precision of the matrix products."""
     with torch.inference_mode(), torch.autocast(device, dtype=torch.bfloat16, enabled=precision == "bf16"):
         yield
-
-
-def keep_freed_memory() -> None:
-    """Let this process keep what it frees: else glibc gives the tensors of a step back every time.
-
-    A third of the time of a convolution on the CPU. For processes that only train; without glibc it does nothing.
-    """
-    if sys.platform != "linux":
-        return
-    with contextlib.suppress(OSError, AttributeError):
-        libc = ctypes.CDLL("libc.so.6")
-        libc.mallopt(-4, 0)  # M_MMAP_MAX: no block of its own for a large tensor
-        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: give nothing back
-        libc.mallopt(-2, 64 << 20)  # M_TOP_PAD: ask for 64 MiB at a time
 
 
 def machine(device: str, precision: str) -> dict[str, Any]:

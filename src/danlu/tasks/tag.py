@@ -18,8 +18,8 @@ import numpy as np
 import torch
 
 from danlu.data.errors import InputError
-from danlu.data.readers import read_tagged
 from danlu.data.tagged import Tagged, join_tokens
+from danlu.data.tagging import read_tagged
 from danlu.math.metrics import (
     calibration_bins,
     expected_calibration_error,

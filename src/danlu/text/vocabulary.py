@@ -24,7 +24,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, overload
 
 from danlu.data.errors import InputError
-from danlu.data.rows import Ledger, read_lines
+from danlu.data.ledger import Ledger
+from danlu.data.rows import read_lines
 
 __all__ = ["is_cjk", "is_punctuation", "load_vocab", "save_vocab", "simplify_vocab", "stem"]
 

@@ -1,13 +1,11 @@
-r"""Readers of the user's files for tagging and classification; every bad row is named by file, line and field.
+r"""Reader of sentences with a tag a token; every bad row is named by file, line and field.
 
-    task       format       a row                                                                     (1)
-    tag        conll        token and tag in columns, a blank line after each sentence
-               segmented    words parted by blanks, one sentence a line; read as characters tagged B, M, E, S
-               jsonl        {"text": ..., "entities": [[start, end, type], ...]}, end exclusive, counted in characters
-                            {"tokens": [...], "tags": [...]}      {"words": [...]} (segmented)
-                            {"text": ..., "label": {type: {name: [[first, last], ...]}}}  (CLUENER, end inclusive)
-    classify   jsonl        {"text": ..., "label": ...}
-               tsv, csv     a header with the columns text and label
+    format       a row                                                                                (1)
+    conll        token and tag in columns, a blank line after each sentence
+    segmented    words parted by blanks, one sentence a line; read as characters tagged B, M, E, S
+    jsonl        {"text": ..., "entities": [[start, end, type], ...]}, end exclusive, counted in characters
+                 {"tokens": [...], "tags": [...]}      {"words": [...]} (segmented)
+                 {"text": ..., "label": {type: {name: [[first, last], ...]}}}  (CLUENER, end inclusive)
 
 Files are UTF-8, plain or gzip, "-" is standard input (`danlu.data.rows`). Blank lines carry no row; in conll they part
 sentences. In conll the lines "-DOCSTART- ..." and, at the head of a sentence, "# ..." without a tag are passed over.
@@ -25,19 +23,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from danlu.data.errors import InputError
-from danlu.data.rows import (
-    HALF_CHARACTER,
-    Corpus,
-    Ledger,
-    RowError,
-    json_rows,
-    need,
-    need_text,
-    read_lines,
-    table_rows,
-)
-from danlu.data.tagged import Labelled, Tagged, join_tokens
+from danlu.data.ledger import HALF_CHARACTER, Corpus, Ledger, RowError, check_option, need, need_text
+from danlu.data.rows import first_lines, holds_objects, json_rows, read_lines, suffix
+from danlu.data.tagged import Tagged, join_tokens
 from danlu.math.tag_scheme import (
     SCHEMES,
     detect_scheme,
@@ -48,14 +36,10 @@ from danlu.math.tag_scheme import (
     tags_from_spans,
 )
 
-__all__ = ["CLASS_FORMATS", "TAG_FORMATS", "read_labelled", "read_tagged"]
+__all__ = ["TAG_FORMATS", "read_tagged"]
 
 TAG_FORMATS = ("conll", "segmented", "jsonl")
-CLASS_FORMATS = ("jsonl", "tsv", "csv")
-_SUFFIXES = {
-    "tag": {"conll": ["conll", "conllu", "bio", "bmes", "bioes", "iob", "iob2", "bilou", "tsv"], "segmented": ["seg"]},
-    "classify": {"tsv": ["tsv", "tab"], "csv": ["csv"]},
-}
+_COLUMNS = ("conll", "conllu", "bio", "bmes", "bioes", "iob", "iob2", "bilou", "tsv")  # endings of conll files
 _TAG = re.compile(r"O|[BIMESLU](-.+)?")
 _BLANKS = re.compile(r"[ \t]+")
 _WORD_TAGS = {1: ("S",), 2: ("B", "E"), 3: ("B", "M", "E"), 4: ("B", "M", "M", "E")}
@@ -80,7 +64,7 @@ def read_tagged(
         path: the file; "-" reads standard input.
         format: "conll", "segmented", "jsonl", or "auto" to tell from the name and then from the first lines.
         scheme: tag scheme of the file, or "auto" to tell from its tags; entities are written in it ("auto": BIO).
-        on_bad_rows: "fail", "skip" or "repair" (`danlu.data.rows`).
+        on_bad_rows: "fail", "skip" or "repair" (`danlu.data.ledger`).
         token_column: column of the token in conll, counted from 0; negative counts from the end.
         tag_column: column of the tag in conll.
         nested: take overlapping entities: `Tagged.nested` then holds all of them, the tags the longer ones.
@@ -95,7 +79,7 @@ def read_tagged(
     check_option("scheme", scheme, ("auto", *SCHEMES))
     ledger = Ledger(path, on_bad_rows)
     lines = read_lines(path, ledger)
-    kind = format_of(path, lines, ledger, "tag") if format == "auto" else format
+    kind = _format_of(path, lines, ledger) if format == "auto" else format
     if kind == "segmented":
         if scheme not in ("auto", "BMES"):
             raise ledger.fault(f"segmented lines are read as BMES, scheme={scheme!r} cannot be kept")
@@ -116,82 +100,20 @@ def read_tagged(
     return ledger.close(examples, kind, scheme)
 
 
-def read_labelled(
-    path: str | Path,
-    format: str = "auto",
-    on_bad_rows: str = "fail",
-    text_field: str | Sequence[str] = "text",
-    label_field: str = "label",
-) -> Corpus[Labelled]:
-    """Texts with a class from a file in one of the formats of table (1).
-
-    Args:
-        path: the file; "-" reads standard input.
-        format: "jsonl", "tsv", "csv", or "auto" to tell from the name and then from the first line.
-        on_bad_rows: "fail" or "skip" (`danlu.data.rows`).
-        text_field: field or column of the text; several are joined by a line end.
-        label_field: field or column of the class; whole numbers become texts ("1").
-
-    Returns:
-        Corpus of `Labelled`; `skipped` lists the rows left out.
-
-    Raises:
-        InputError: the file or a row cannot be used; the text names file, line, field, reason and a way out.
-    """
-    check_option("format", format, ("auto", *CLASS_FORMATS))
-    fields = [text_field] if isinstance(text_field, str) else list(text_field)
-    ledger = Ledger(path, on_bad_rows)
-    lines = read_lines(path, ledger)
-    kind = format_of(path, lines, ledger, "classify") if format == "auto" else format
-    rows: Any = (
-        json_rows(lines, ledger)
-        if kind == "jsonl"
-        else table_rows(lines, ledger, "," if kind == "csv" else "\t", [*fields, label_field])
-    )
-    examples = []
-    for number, row in rows:
-        try:
-            parts = [need(row, name, "text_field") for name in fields]
-            if len(fields) > 1:
-                parts = ["\n".join(part for part in parts if isinstance(part, str) and part.strip())]
-            text = need_text(parts[0], fields[0])
-            examples.append(Labelled(text, class_label(need(row, label_field, "label_field"), label_field), number))
-        except RowError as error:
-            ledger.bad(number, error.field, error.reason)
-    return ledger.close(examples, kind)
-
-
-def format_of(path: str | Path, lines: Sequence[str], ledger: Ledger, task: str) -> str:
+def _format_of(path: str | Path, lines: Sequence[str], ledger: Ledger) -> str:
     """Format by the ending of the name where it decides, else by the first lines that are not blank."""
-    name = _suffix(path)
-    first = [line for line in lines[:200] if line.strip()]
-    if not first:
-        raise ledger.fault("no example to use: the set is empty")
-    if name in ("jsonl", "ndjson", "json") or (first[0].lstrip().startswith("{") and first[0].rstrip().endswith("}")):
+    first, name = first_lines(lines, ledger), suffix(path)
+    if holds_objects(path, first):
         return "jsonl"
-    for kind, names in _SUFFIXES[task].items():
-        if name in names:
-            return kind
-    if task == "classify":
-        if "\t" in first[0]:
-            return "tsv"
-        if "," in first[0]:
-            return "csv"
-        raise ledger.fault(
-            f"cannot tell the format: neither the name nor line 1 ({first[0][:40]!r}) says JSON Lines, TSV or CSV; "
-            f"pass format= one of {', '.join(CLASS_FORMATS)}"
-        )
+    if name in _COLUMNS:
+        return "conll"
+    if name == "seg":
+        return "segmented"
     if name == "csv":
         raise ledger.fault(f"tagged data is not read from CSV; allowed formats are {', '.join(TAG_FORMATS)}")
     columns = [_BLANKS.split(line.strip(" \t")) for line in first if not line.startswith(("#", "-DOCSTART-"))]
     tagged = sum(len(c) >= 2 and _TAG.fullmatch(c[-1]) is not None for c in columns)
     return "conll" if columns and 2 * tagged > len(columns) else "segmented"
-
-
-def _suffix(path: str | Path) -> str:
-    """Last ending of a name without the dot and without .gz, in small letters."""
-    name = str(path).lower().removesuffix(".gz")
-    return name.rpartition(".")[2] if "." in Path(name).name else ""
 
 
 def _segmented(lines: Sequence[str], ledger: Ledger) -> list[Tagged]:
@@ -293,15 +215,11 @@ def _column_problem(
 
 
 def _tagged_objects(lines: Sequence[str], ledger: Ledger, scheme: str, nested: bool) -> list[Sentence]:
-    sentences: list[Sentence] = []
-    for number, row in json_rows(lines, ledger):
-        try:
-            tokens, tags, text, spans = _take_apart(row, "BIO" if scheme == "auto" else scheme, nested)
-        except RowError as error:
-            ledger.bad(number, error.field, error.reason)
-        else:
-            sentences.append((tokens, tags, text, [number] * len(tokens), spans))
-    return sentences
+    def take(number: int, row: dict[str, Any]) -> Sentence:
+        tokens, tags, text, spans = _take_apart(row, "BIO" if scheme == "auto" else scheme, nested)
+        return tokens, tags, text, [number] * len(tokens), spans
+
+    return ledger.gather(json_rows(lines, ledger), take)
 
 
 def _take_apart(row: dict[str, Any], scheme: str, nested: bool) -> tuple[list[str], list[str], str | None, Nested]:
@@ -401,15 +319,6 @@ def _span(start: Any, end: Any, kind: Any, text: str, name: str) -> tuple[int, i
     return start, end, kind
 
 
-def class_label(value: Any, name: str) -> str:
-    if isinstance(value, bool) or not isinstance(value, (str, int)):
-        raise RowError(name, f"expected a text or a whole number, got {value!r}")
-    label = value.strip() if isinstance(value, str) else str(value)
-    if not label:
-        raise RowError(name, "the class is empty")
-    return need_text(label, name)
-
-
 def _scheme_of(sentences: list[Sentence], ledger: Ledger) -> str:
     """The scheme of all the tags together; IOB1 where BIO is broken and IOB1 never."""
     first_line: dict[str, int] = {}
@@ -460,8 +369,3 @@ def _checked(tags: list[str], numbers: list[int], scheme: str, ledger: Ledger) -
         f"{what} in {scheme}; mend the tags, or on_bad_rows='repair' rewrites them as a lenient scorer reads them",
     )
     return []
-
-
-def check_option(name: str, value: str, allowed: Sequence[str]) -> None:
-    if value not in allowed:
-        raise InputError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
