@@ -15,8 +15,9 @@ import pytest
 from danlu.data.embedded import load_peoples_daily
 from danlu.data.errors import InputError, WorkError
 from danlu.data.tagging import read_tagged
-from danlu.tasks import datasets
-from danlu.tasks.datasets import PEOPLES_DAILY_RIGHTS, find, get, list_sets, load, open_source, resolve
+from danlu.tasks import known_sets
+from danlu.tasks.datasets import find, get, list_sets, load, open_source, resolve
+from danlu.tasks.known_sets import PEOPLES_DAILY_RIGHTS
 
 ROWS = {
     "train": '{"text": "我在北京", "label": {"address": {"北京": [[2, 3]]}}}\n',
@@ -171,7 +172,7 @@ def server(monkeypatch):
     raw = {}
     for part, (path, _) in find("cluener").raw.items():
         raw[part] = (path, hashlib.sha256(ROWS[part].encode()).hexdigest())
-    monkeypatch.setitem(datasets._SETS, "cluener", dataclasses.replace(datasets._SETS["cluener"], raw=raw))
+    monkeypatch.setitem(known_sets.SETS, "cluener", dataclasses.replace(known_sets.SETS["cluener"], raw=raw))
     bodies = {f"/{raw[part][0]}": ROWS[part].encode() for part in raw}
     asked = []
 
@@ -263,7 +264,7 @@ def test_the_table_agrees_with_the_manifest(shared, monkeypatch):
         s = find(name)
         if s.package:
             continue
-        entry = manifest[datasets._SAME_FILES.get(name, name)]
+        entry = manifest[known_sets.SAME_FILES.get(name, name)]
         assert s.found == "DANLU_DATA"
         assert entry["source_repo"] in s.origin
         assert re.sub(r"[;(].*", "", s.licence).strip() in entry["license"]
@@ -279,7 +280,7 @@ def test_the_table_agrees_with_the_manifest(shared, monkeypatch):
 
 
 @pytest.mark.data
-@pytest.mark.parametrize("name", [n for n, s in datasets._SETS.items() if not s.package])
+@pytest.mark.parametrize("name", [n for n, s in known_sets.SETS.items() if not s.package])
 def test_every_set_of_the_data_folder_reads(shared, monkeypatch, name):
     monkeypatch.setenv("DANLU_DATA", str(shared))
     s = find(name)

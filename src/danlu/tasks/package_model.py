@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 from danlu.data.errors import InputError
-from danlu.tasks.datasets import PEOPLES_DAILY_RIGHTS
 from danlu.tasks.folder import read_json, write_bytes
+from danlu.tasks.known_sets import PEOPLES_DAILY_RIGHTS
 from danlu.text import load_hf, save_hf
 
 __all__ = ["command_of", "model_card", "package_model"]
