@@ -1,8 +1,11 @@
 """What every test may rely on: the data folder if there is one, no network beyond this machine, one seed."""
 
 import os
+import shutil
 import socket
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -39,3 +42,43 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 def fixed_seed() -> None:
     """Global seeds are the same at the start of every test, whatever the order."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """Chromium without a window that logs what its pages ask for; skips where it is missing."""
+    webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium; install the extra test")
+    from selenium.webdriver.chrome.service import Service
+
+    binary = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    driver_binary = shutil.which("chromedriver")
+    if not (binary and driver_binary):
+        pytest.skip("needs chromium and chromedriver on the PATH (Debian: chromium, chromium-driver)")
+    options = webdriver.ChromeOptions()
+    options.binary_location = binary
+    for flag in (
+        "headless=new", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run", "disable-background-networking",
+        "disable-component-update", "disable-sync", "disable-dev-shm-usage", "disable-default-apps",
+        f"user-data-dir={tmp_path_factory.mktemp('profile')}",
+    ):  # fmt: skip
+        options.add_argument(f"--{flag}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    driver = webdriver.Chrome(options=options, service=Service(driver_binary))
+    driver.set_page_load_timeout(60)
+    yield driver
+    driver.quit()
+
+
+@pytest.fixture
+def visit(browser: Any) -> Callable[[str, int, str], None]:
+    """visit(url, width, theme) opens a page with empty logs, in a window of that width, "light" or "dark"."""
+
+    def open_page(url: str, width: int, theme: str) -> None:
+        browser.get_log("browser"), browser.get_log("performance")
+        media = {"media": "", "features": [{"name": "prefers-color-scheme", "value": theme}]}
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
+        metrics = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": False}
+        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+        browser.get(url)
+
+    return open_page

@@ -1,9 +1,6 @@
 """Report pages in a real browser: no errors, no requests, no sideways scrolling, working buttons, dead scripts."""
 
 import json
-import re
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,45 +8,7 @@ import pytest
 
 from danlu.gallery.page import report_page, write_page
 
-webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium; install the extra test")
-BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-DRIVER = shutil.which("chromedriver")
-pytestmark = pytest.mark.skipif(
-    not (BROWSER and DRIVER), reason="needs chromium and chromedriver on the PATH (Debian: chromium, chromium-driver)"
-)
-
-FLAGS = re.findall(
-    r"\S+",
-    """--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking
-    --disable-component-update --disable-sync --disable-dev-shm-usage --disable-default-apps""",
-)
 ATTACK = "<script>document.title='executed'</script><img src=x onerror=\"document.title='executed'\">"
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    from selenium.webdriver.chrome.service import Service
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = BROWSER
-    for flag in [*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"]:
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options=options, service=Service(DRIVER))
-    driver.set_page_load_timeout(30)
-    yield driver
-    driver.quit()
-
-
-def visit(browser: Any, path: Path, width: int, theme: str) -> None:
-    browser.get_log("browser"), browser.get_log("performance")
-    browser.execute_cdp_cmd(
-        "Emulation.setEmulatedMedia", {"media": "", "features": [{"name": "prefers-color-scheme", "value": theme}]}
-    )
-    browser.execute_cdp_cmd(
-        "Emulation.setDeviceMetricsOverride", {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": False}
-    )
-    browser.get(path.as_uri())
 
 
 def background(browser: Any) -> float:
@@ -66,8 +25,8 @@ def write(folder: Path, record: dict[str, Any]) -> Path:
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("width", [320, 360, 768, 1200])
 @pytest.mark.parametrize("fixture", ["tagger", "segmenter", "classifier", "ablation"])
-def test_page_fits_is_quiet_and_stays_at_home(browser, tmp_path, request, fixture, width, theme):
-    visit(browser, write(tmp_path, request.getfixturevalue(fixture)), width, theme)
+def test_page_fits_is_quiet_and_stays_at_home(browser, visit, tmp_path, request, fixture, width, theme):
+    visit(write(tmp_path, request.getfixturevalue(fixture)).as_uri(), width, theme)
     wide, window = browser.execute_script("return [document.scrollingElement.scrollWidth, window.innerWidth]")
     assert window == width and wide <= window
     browser.execute_script("document.querySelectorAll('details').forEach(d => d.open = true)")
@@ -82,8 +41,8 @@ def test_page_fits_is_quiet_and_stays_at_home(browser, tmp_path, request, fixtur
     assert ours and all(url.startswith(("file://", "data:")) for url in ours)
 
 
-def test_wide_things_scroll_inside_their_own_box(browser, tmp_path, tagger):
-    visit(browser, write(tmp_path, tagger), 360, "light")
+def test_wide_things_scroll_inside_their_own_box(browser, visit, tmp_path, tagger):
+    visit(write(tmp_path, tagger).as_uri(), 360, "light")
     box = browser.execute_script(
         "const e = document.querySelector('[aria-labelledby=transitions].scroll');"
         "return [e.scrollWidth, e.clientWidth, e.tabIndex]"
@@ -91,7 +50,7 @@ def test_wide_things_scroll_inside_their_own_box(browser, tmp_path, tagger):
     assert box[0] > box[1] and box[2] == 0
 
 
-def test_long_names_do_not_widen_the_page(browser, tmp_path, ablation, tagger):
+def test_long_names_do_not_widen_the_page(browser, visit, tmp_path, ablation, tagger):
     for arm in ablation["arms"]:
         arm["name"] = "x" * 300 + arm["name"]
     ablation["title"] = "甲" * 200 + "y" * 400
@@ -103,16 +62,16 @@ def test_long_names_do_not_widen_the_page(browser, tmp_path, ablation, tagger):
     tagger["command"] = "danlu " + "q" * 700
     for record in (ablation, tagger):
         for width in (360, 1200):
-            visit(browser, write(tmp_path, record), width, "light")
+            visit(write(tmp_path, record).as_uri(), width, "light")
             assert browser.execute_script("return document.scrollingElement.scrollWidth <= window.innerWidth")
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
-def test_the_toggle_changes_the_theme_and_remembers_it(browser, tmp_path, ablation, theme):
+def test_the_toggle_changes_the_theme_and_remembers_it(browser, visit, tmp_path, ablation, theme):
     path = write(tmp_path, ablation)
-    visit(browser, path, 1200, theme)
+    visit(path.as_uri(), 1200, theme)
     browser.execute_script("localStorage.clear()")
-    visit(browser, path, 1200, theme)
+    visit(path.as_uri(), 1200, theme)
     toggle = browser.find_element("id", "theme")
     before = background(browser)
     assert toggle.is_displayed() and toggle.text == ("Dark" if theme == "light" else "Light")
@@ -126,9 +85,9 @@ def test_the_toggle_changes_the_theme_and_remembers_it(browser, tmp_path, ablati
 
 
 @pytest.mark.parametrize("clipboard", [True, False])
-def test_the_copy_button_copies_the_command(browser, tmp_path, ablation, clipboard):
+def test_the_copy_button_copies_the_command(browser, visit, tmp_path, ablation, clipboard):
     ablation["command"] = 'danlu ablate tag --train "我的 数据.conll" --with a,b && echo <b>'
-    visit(browser, write(tmp_path, ablation), 1200, "light")
+    visit(write(tmp_path, ablation).as_uri(), 1200, "light")
     if clipboard:
         browser.execute_cdp_cmd(
             "Browser.grantPermissions", {"permissions": ["clipboardReadWrite", "clipboardSanitizedWrite"]}
@@ -149,7 +108,7 @@ def test_the_copy_button_copies_the_command(browser, tmp_path, ablation, clipboa
 
 
 @pytest.mark.parametrize("fixture", ["tagger", "classifier", "ablation"])
-def test_text_of_the_user_is_shown_and_not_run(browser, tmp_path, request, fixture):
+def test_text_of_the_user_is_shown_and_not_run(browser, visit, tmp_path, request, fixture):
     record = request.getfixturevalue(fixture)
     record["title"] = record["command"] = ATTACK
     for example in record.get("worst", []):
@@ -158,26 +117,26 @@ def test_text_of_the_user_is_shown_and_not_run(browser, tmp_path, request, fixtu
         arm["name"] += ATTACK
     if "confusion" in record:
         record["confusion"]["labels"][0] = ATTACK
-    visit(browser, write(tmp_path, record), 1200, "light")
+    visit(write(tmp_path, record).as_uri(), 1200, "light")
     assert browser.title == ATTACK
     assert browser.find_element("tag name", "h1").text == ATTACK
     assert browser.execute_script("return [document.scripts.length, document.images.length]") == [1, 0]
     assert browser.get_log("browser") == []
 
 
-def test_the_policy_stops_a_script_that_got_in_anyway(browser, tmp_path, ablation):
+def test_the_policy_stops_a_script_that_got_in_anyway(browser, visit, tmp_path, ablation):
     path = write(tmp_path, ablation)
     path.write_text(
         path.read_text(encoding="utf-8").replace("</main>", "<script>document.title='executed'</script></main>"),
         encoding="utf-8",
     )
-    visit(browser, path, 1200, "light")
+    visit(path.as_uri(), 1200, "light")
     assert browser.title == ablation["title"]
     browser.get_log("browser")  # the refusal is reported there
 
 
-def test_print_is_light_without_buttons_and_opens_the_details(browser, tmp_path, tagger):
-    visit(browser, write(tmp_path, tagger), 1200, "dark")
+def test_print_is_light_without_buttons_and_opens_the_details(browser, visit, tmp_path, tagger):
+    visit(write(tmp_path, tagger).as_uri(), 1200, "dark")
     browser.execute_cdp_cmd(
         "Emulation.setEmulatedMedia",
         {"media": "print", "features": [{"name": "prefers-color-scheme", "value": "dark"}]},
@@ -190,8 +149,8 @@ def test_print_is_light_without_buttons_and_opens_the_details(browser, tmp_path,
     assert not browser.execute_script("return document.querySelector('details').open")
 
 
-def test_every_control_can_be_reached_by_keyboard_and_shows_it(browser, tmp_path, tagger):
-    visit(browser, write(tmp_path, tagger), 1200, "light")
+def test_every_control_can_be_reached_by_keyboard_and_shows_it(browser, visit, tmp_path, tagger):
+    visit(write(tmp_path, tagger).as_uri(), 1200, "light")
     from selenium.webdriver.common.keys import Keys
 
     reached, body = [], browser.find_element("tag name", "body")

@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -36,36 +35,8 @@ def test_the_page_puts_text_in_as_text_only():
     assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval|new Function|srcdoc", script)
 
 
-webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium; install the extra test")
-BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-DRIVER = shutil.which("chromedriver")
-in_browser = pytest.mark.skipif(
-    not (BROWSER and DRIVER), reason="needs chromium and chromedriver on the PATH (Debian: chromium, chromium-driver)"
-)
-FLAGS = re.findall(
-    r"\S+",
-    """--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking
-    --disable-component-update --disable-sync --disable-dev-shm-usage --disable-default-apps""",
-)
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    from selenium.webdriver.chrome.service import Service as Driver
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = BROWSER
-    for flag in [*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"]:
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options=options, service=Driver(DRIVER))
-    driver.set_page_load_timeout(60)
-    yield driver
-    driver.quit()
-
-
 @pytest.fixture
-def opened(browser) -> Iterator[Any]:
+def opened(browser, visit) -> Iterator[Any]:
     """A maker of running services, each open in the browser; returns the address."""
     ends = []
 
@@ -76,12 +47,7 @@ def opened(browser) -> Iterator[Any]:
         thread.start()
         ends.append((server, thread))
         assert ready.wait(20)
-        browser.get_log("browser"), browser.get_log("performance")
-        media = {"media": "", "features": [{"name": "prefers-color-scheme", "value": theme}]}
-        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
-        metrics = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": False}
-        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-        browser.get(address.url)
+        visit(address.url, width, theme)
         return address.url
 
     yield open_
@@ -107,7 +73,6 @@ def predict(browser: Any, *texts: str) -> str:
     return browser.execute_script("return document.getElementById('result').innerText")
 
 
-@in_browser
 @pytest.mark.parametrize(("width", "theme"), [(320, "dark"), (1200, "light")])
 def test_it_predicts_and_fits_and_stays_at_home(browser, opened, make_service, tagger, width, theme):
     home = opened(make_service(tagger), width, theme)
@@ -128,7 +93,6 @@ def test_it_predicts_and_fits_and_stays_at_home(browser, opened, make_service, t
     assert {url.removeprefix(home) for url in urls if not url.startswith("data:")} == {"/", "/health", "/predict"}
 
 
-@in_browser
 def test_what_a_text_or_the_model_holds_is_shown_and_not_run(browser, opened, make_service, slow):
     slow.gate.set()
     slow.predict = lambda items, chunk: [
@@ -149,7 +113,6 @@ def test_what_a_text_or_the_model_holds_is_shown_and_not_run(browser, opened, ma
     assert browser.get_log("browser") == []
 
 
-@in_browser
 def test_it_asks_for_the_token(browser, opened, make_service, classifier):
     opened(make_service(classifier, TOKEN))
     field = "document.getElementById('token')"
@@ -165,7 +128,6 @@ def test_it_asks_for_the_token(browser, opened, make_service, classifier):
     assert TOKEN not in stored
 
 
-@in_browser
 def test_a_refusal_is_told_in_its_words(browser, opened, make_service, classifier):
     opened(make_service(classifier, max_text=5))
     predict(browser, "abcdef")
@@ -175,7 +137,6 @@ def test_a_refusal_is_told_in_its_words(browser, opened, make_service, classifie
     assert browser.find_element("id", "told").text == "Write a text first."
 
 
-@in_browser
 def test_several_fields_each_have_their_place(browser, opened, make_service, slow):
     slow.fields = ("context", "question")
     triples = [["我们", "在", "北京"], ["x", None, 3]]
@@ -187,7 +148,6 @@ def test_several_fields_each_have_their_place(browser, opened, make_service, slo
     assert labels == ["context", "question"]
 
 
-@in_browser
 def test_the_policy_stops_a_script_that_got_in_anyway(browser, opened, make_service, classifier):
     opened(make_service(classifier))
     wait(browser, "document.querySelectorAll('#fields textarea').length")

@@ -21,16 +21,15 @@ from danlu.nn import AttentionPool1d
 from danlu.tasks.char_model import CharSettings, char_config, char_encoder, char_vector, split_text
 from danlu.tasks.class_scores import class_scores
 from danlu.tasks.encoder import Encoder, load_encoder
-from danlu.tasks.fit import Settings
 from danlu.tasks.model_choice import Choice
 from danlu.tasks.piece_windows import PieceWindows
 from danlu.tasks.scores import Scores
-from danlu.tasks.text_classifier import TextClassifier, classification_loss
+from danlu.tasks.text_classifier import TextClassifier, TextClassifierSettings, classification_loss
 from danlu.tasks.tricks import Plan
 from danlu.tasks.windowed import Windowed
 from danlu.text import CharVocab
 
-__all__ = ["CharClassifier", "ClassifySettings", "EncoderClassifier", "EncoderClassifySettings", "Task"]
+__all__ = ["CharClassifier", "ClassifySettings", "EncoderClassifier", "Task"]
 
 
 @dataclass(frozen=True)
@@ -42,18 +41,6 @@ class ClassifySettings(CharSettings):
     table_lr: float = 1e-3
     max_len: int = 256
     dropout: float = 0.3
-
-
-@dataclass(frozen=True)
-class EncoderClassifySettings(Settings):
-    """Defaults of task classify with a transformer."""
-
-    batch_size: int = 32
-    lr: float = 3e-4
-    max_len: int = 256
-    dropout: float = 0.1
-    warmup: float = 0.1
-    pooling: str = "mean"  # "mean" over the tokens, or "first": the start token
 
 
 class CharClassifier(nn.Module):
@@ -122,7 +109,7 @@ class Task:
     name = "classify"
     metric = "accuracy"
     defaults = ClassifySettings()
-    encoder_defaults = EncoderClassifySettings()
+    encoder_defaults = TextClassifierSettings()
 
     def read(self, source: Any, *, on_bad_rows: str = "fail", format: str = "auto", scheme: str = "") -> Any:
         """Examples of a file; classes have no scheme."""

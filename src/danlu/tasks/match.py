@@ -22,10 +22,10 @@ from danlu.math import pearson, spearman
 from danlu.tasks.char_model import CharSettings, char_config, split_text
 from danlu.tasks.class_scores import class_scores
 from danlu.tasks.encoder import load_encoder
-from danlu.tasks.fit import Settings
 from danlu.tasks.match_model import CharMatcher, CharPairs, EncodedPairs, EncoderMatcher
 from danlu.tasks.model_choice import Choice
 from danlu.tasks.scores import Scores
+from danlu.tasks.text_classifier import TextClassifierSettings
 from danlu.tasks.tricks import Plan
 from danlu.text import CharVocab
 
@@ -45,15 +45,10 @@ class MatchSettings(CharSettings):
 
 
 @dataclass(frozen=True)
-class EncoderMatchSettings(Settings):
+class EncoderMatchSettings(TextClassifierSettings):
     """Defaults of task match with a transformer."""
 
-    batch_size: int = 32
-    lr: float = 3e-4
     max_len: int = 128  # tokens of both texts together
-    dropout: float = 0.1
-    warmup: float = 0.1
-    pooling: str = "mean"  # "mean" over the tokens, or "first": the start token
 
 
 class Task:

@@ -9,6 +9,7 @@ Source: Devlin et al., 2019, arXiv:1810.04805 (start token).
 Shapes: B batch, T tokens, D features, K outputs.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch.nn.functional as F
@@ -17,9 +18,22 @@ from torch import Tensor, nn
 from danlu.losses import soft_accuracy_loss, soft_f1_loss
 from danlu.nn.pooling import pool
 from danlu.tasks.encoder import Encoder
+from danlu.tasks.fit import Settings
 
-__all__ = ["POOLINGS", "TextClassifier", "classification_loss"]
+__all__ = ["POOLINGS", "TextClassifier", "TextClassifierSettings", "classification_loss"]
 POOLINGS = {"first": "cls", "mean": "mean"}
+
+
+@dataclass(frozen=True)
+class TextClassifierSettings(Settings):
+    """Defaults of a transformer under eqs. (1) and (2)."""
+
+    batch_size: int = 32
+    lr: float = 3e-4
+    max_len: int = 256
+    dropout: float = 0.1
+    warmup: float = 0.1
+    pooling: str = "mean"  # a key of POOLINGS
 
 
 def classification_loss(logits: Tensor, target: Tensor, objective: str | None = None) -> Tensor:
