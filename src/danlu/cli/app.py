@@ -135,11 +135,10 @@ def train(
 ) -> None:
     """Train a model on your files; writes a model folder and a report page."""
     from danlu.cli.show import Progress, print_training
-    from danlu.tasks.device import keep_freed_memory
+    from danlu.tasks.memory import keep_freed_memory
     from danlu.tasks.training import train_folder
 
     keep_freed_memory()
-
     spec = _spec(task, train, dev, test, model, with_, seed, set_, device, precision, threads, on_bad_rows, format)
     target = out or Path(f"danlu-{task}")
     with Progress() as progress:
@@ -312,10 +311,9 @@ def demo(
     """The whole story on embedded real text: train a Chinese word segmenter, compare three tricks, show a page."""
     from danlu.cli.show import Progress, print_demo
     from danlu.tasks.demo import run_demo
-    from danlu.tasks.device import keep_freed_memory
+    from danlu.tasks.memory import keep_freed_memory
 
     keep_freed_memory()
-
     with Progress() as progress:
         record = run_demo(
             out,
@@ -385,7 +383,9 @@ def run(
     """Run a recipe: measure a source's claim."""
     from danlu.cli.show import Progress, print_recipe
     from danlu.recipes import run_recipe
+    from danlu.tasks.memory import keep_freed_memory
 
+    keep_freed_memory()
     with Progress() as progress:
         record = run_recipe(
             recipe,
@@ -439,7 +439,7 @@ def pretrain(
 ) -> None:
     """Pretrain an encoder (mlm) or a language model (lm) on plain text; writes a HuggingFace folder."""
     from danlu.cli.pretrain import PretrainProgress, check_files, print_pretraining
-    from danlu.tasks.device import keep_freed_memory
+    from danlu.tasks.memory import keep_freed_memory
     from danlu.tasks.pretrain import pretrain as run_pretraining
     from danlu.tasks.pretrain_spec import PretrainSettings, PretrainSpec
     from danlu.tasks.spec import parse_settings

@@ -14,7 +14,6 @@ from danlu.data.corpus import TokenCorpus
 from danlu.data.errors import InputError
 from danlu.tasks.device import accelerator, choose, machine
 from danlu.tasks.folder import check_target, locked, partial_of, publish, read_json, write_bytes, write_json
-from danlu.tasks.memory import keep_freed_memory
 from danlu.tasks.pretrain_loop import log_lines, train
 from danlu.tasks.pretrain_metrics import measured
 from danlu.tasks.pretrain_spec import (
@@ -59,7 +58,6 @@ def pretrain(
     check_target(out, mark=MARK, overwrite=overwrite, resume=resume)
     model_config(spec, 10)  # a misspelt model is told before any text is read
     device, precision = choose(spec.device, spec.precision)
-    keep_freed_memory()
     engine = accelerator(device, precision, spec.threads)
     if engine.num_processes > 1:
         raise InputError("danlu pretrain runs in one process; start it without accelerate launch")

@@ -31,7 +31,6 @@ from danlu.tasks.folder import (
     write_json,
     write_tensors,
 )
-from danlu.tasks.memory import keep_freed_memory
 from danlu.tasks.model_choice import choose_model
 from danlu.tasks.report import write_report
 from danlu.tasks.scores import Scores
@@ -160,7 +159,6 @@ def train_model(
     task, settings = get_task(spec.task), spec.settings()
     _, plan = parse_all(spec.tricks, spec.task)
     device, precision = choose(spec.device, spec.precision)
-    keep_freed_memory()
     engine = accelerator(device, precision, spec.threads)
     torch.manual_seed(spec.seed)
     training = parts["train"]

@@ -14,6 +14,7 @@ from danlu.data.errors import InputError, explain
 from danlu.tasks import get_task
 from danlu.tasks.device import machine
 from danlu.tasks.folder import write_json
+from danlu.tasks.memory import keep_freed_memory
 from danlu.tasks.spec import Spec
 from danlu.tasks.training import Part, halves, metric_of, read_parts, score, train_model
 
@@ -92,6 +93,7 @@ def peak_memory_mb() -> float:
 def main(arguments: list[str]) -> int:
     """Exit code 0; 2 or 1 with one line on stderr where the command line would say so."""
     source, target = map(Path, arguments)
+    keep_freed_memory()
     try:
         write_json(target, run_trial(json.loads(source.read_text(encoding="utf-8"))))
     except Exception as error:
