@@ -83,3 +83,93 @@ ROWS += [
     Row("focal_loss", lambda: losses.focal_loss, _yes_or_no, ()),
     Row("focal_loss[none]", lambda: partial(losses.focal_loss, reduction="none"), _yes_or_no, (2, 3)),
 ]
+
+# contrastive
+
+
+def _anchors(dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+    return (
+        seeded(3, 4, dtype=dtype),
+        torch.tensor([0, 3, 1]),
+        torch.tensor([[True] * 4, [True] * 4, [True] * 3 + [False]]),
+    )
+
+
+def _several_positives(dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+    scores, target, mask = _anchors(dtype)
+    return scores, torch.nn.functional.one_hot(target, 4).bool(), mask
+
+
+def _views(dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+    return seeded(4, 3, dtype=dtype), seeded(8, 3, dtype=dtype)[4:]
+
+
+ROWS += [
+    Row("flat_nce", lambda: losses.flat_nce, _anchors, ()),
+    Row("flat_nce[several]", lambda: partial(losses.flat_nce, reduction="none"), _several_positives, (3,)),
+    Row("info_nce", lambda: losses.info_nce, _anchors, ()),
+    Row("info_nce[several]", lambda: partial(losses.info_nce, reduction="none"), _several_positives, (3,)),
+    Row(
+        "contrastive_scores", lambda: partial(losses.contrastive_scores, temperature=0.5, layout="all"), _views, (8, 8)
+    ),
+    Row(
+        "contrastive_stats",
+        lambda: losses.contrastive_stats,
+        _anchors,
+        (),
+        no_compile="the anchors are selected by data",
+    ),
+    Row("ContrastiveLoss", lambda: losses.ContrastiveLoss("flat", 0.5), _views, ()),
+    Row("ContrastiveLoss[infonce]", lambda: losses.ContrastiveLoss("infonce", 0.5, "all"), _views, ()),
+]
+
+# task_weights, uncertainty, prior_loss
+
+
+def _task_losses(dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+    return (torch.tensor([0.25, 3.0, 40.0], dtype=dtype),)
+
+
+def _class_labels(dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+    return torch.tensor([0, 2, 1, 1, -100]), torch.tensor([True, True, True, True, False])
+
+
+ROWS += [
+    Row("loss_ratio", lambda: partial(losses.loss_ratio, reference=[1.0, 2.0, 30.0]), _task_losses, ()),
+    Row("loss_ratio[real time]", lambda: losses.loss_ratio, _task_losses, ()),
+    Row("geometric_mean_loss", lambda: losses.geometric_mean_loss, _task_losses, ()),
+    Row("power_mean_loss", lambda: partial(losses.power_mean_loss, gamma=0.5), _task_losses, ()),
+    Row("power_mean_loss[max]", lambda: partial(losses.power_mean_loss, gamma=float("inf")), _task_losses, ()),
+    Row("LossRatio", lambda: losses.LossRatio(3), _task_losses, ()),
+    Row("LossRatio[running]", lambda: losses.LossRatio(3, momentum=0.5), _task_losses, ()),
+    Row(
+        "uncertainty_loss",
+        lambda: partial(losses.uncertainty_loss, factor=[1.0, 0.5, 0.5]),
+        lambda dtype: (*_task_losses(dtype), torch.tensor([0.0, 1.0, -0.5], dtype=dtype)),
+        (),
+    ),
+    Row("UncertaintyLoss", lambda: losses.UncertaintyLoss(3), _task_losses, ()),
+    Row("class_prior_loss", lambda: losses.class_prior_loss, _class_labels, ()),
+    Row("regression_prior_loss", lambda: losses.regression_prior_loss, lambda dtype: (seeded(4, 3, dtype=dtype),), ()),
+]
+
+# spectral_penalty
+
+
+def _penalised() -> torch.nn.Module:
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2))
+    for layer in model:
+        layer.weight.data = seeded(*layer.weight.shape)
+    return losses.SpectralPenalty(model, 0.1)
+
+
+ROWS += [
+    Row("spectral_penalty", lambda: losses.spectral_penalty, lambda dtype: (seeded(3, 4, dtype=dtype),), ()),
+    Row(
+        "spectral_penalty[author]",
+        lambda: partial(losses.spectral_penalty, steps=5, mode="author"),
+        lambda dtype: (seeded(3, 4, dtype=dtype),),
+        (),
+    ),
+    Row("SpectralPenalty", _penalised, lambda dtype: (), ()),
+]

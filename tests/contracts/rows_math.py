@@ -64,3 +64,132 @@ ROWS += [
     ),
     Row("softmax_plus_scale", lambda: math.softmax_plus_scale, lambda dtype: (torch.tensor([3, 17, 512]),), (3,)),
 ]
+
+# smooth, smooth_step, smooth_topk
+
+
+def _rows(dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+    return (torch.randn(3, 5, generator=torch.Generator().manual_seed(0)).to(dtype),)
+
+
+ROWS += [
+    Row("smooth_max", lambda: math.smooth_max, _rows, (3,)),
+    Row("smooth_max[mean]", lambda: lambda x: math.smooth_max(x, method="mean"), _rows, (3,)),
+    Row("smooth_min", lambda: math.smooth_min, _rows, (3,)),
+    Row("smooth_onehot", lambda: math.smooth_onehot, _rows, (3, 5)),
+    Row("smooth_argmax", lambda: math.smooth_argmax, _rows, (3,)),
+    Row("smooth_rank", lambda: math.smooth_rank, _rows, (3, 5)),
+    Row("smooth_relu", lambda: math.smooth_relu, _line, (9,)),
+    Row("smooth_abs", lambda: math.smooth_abs, _line, (9,)),
+    Row("smooth_abs[tanh]", lambda: lambda x: math.smooth_abs(x, method="tanh"), _line, (9,)),
+    Row("smooth_step", lambda: math.smooth_step, _line, (9,)),
+    Row("smooth_sign", lambda: math.smooth_sign, _line, (9,)),
+    Row("smooth_floor", lambda: lambda x: math.smooth_floor(x, 2.0), _line, (9,)),
+    Row("hard_forward", lambda: lambda x: math.hard_forward(x.round(), math.smooth_round(x)), _line, (9,)),
+    Row("smooth_round", lambda: lambda x: math.smooth_round(x, 8.0), _line, (9,)),
+]
+ROWS += [
+    Row(f"smooth_topk[{method}]", lambda method=method: lambda x: math.smooth_topk(x, 2, method=method), _rows, (3, 5))
+    for method in math.TOPK_METHODS
+]
+
+# relaxation
+
+
+def _logits(dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+    return (torch.tensor([[3.0, -2.0, 0.5, 1.0], [-1.0, 0.25, -3.0, 2.5]]).to(dtype),)
+
+
+def _noise() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+_DRAWS = "dynamo makes no generator; tests/math/test_relaxation.py compiles draws from the global stream"
+ROWS += [
+    Row("gumbel_max", lambda: lambda z: math.gumbel_max(z, 3, generator=_noise()), _logits, (3, 2), no_compile=_DRAWS),
+    Row(
+        "gumbel_softmax",
+        lambda: lambda z: math.gumbel_softmax(z, generator=_noise()),
+        _logits,
+        (2, 4),
+        no_compile=_DRAWS,
+    ),
+    Row(
+        "gumbel_softmax[conditional]",
+        lambda: lambda z: math.gumbel_softmax(z, 0.5, True, conditional_samples=2, generator=_noise()),
+        _logits,
+        (2, 4),
+        no_compile=_DRAWS,
+    ),
+    Row(
+        "relaxed_bernoulli",
+        lambda: lambda z: math.relaxed_bernoulli(z, generator=_noise()),
+        _logits,
+        (2, 4),
+        no_compile=_DRAWS,
+    ),
+    Row(
+        "straight_through_bernoulli",
+        lambda: lambda z: math.straight_through_bernoulli(z, _noise()),
+        _logits,
+        (2, 4),
+        no_compile=_DRAWS,
+    ),
+    Row("straight_through_onehot", lambda: math.straight_through_onehot, _logits, (2, 4)),
+]
+
+# gradient_gram, gradient_weights, min_norm_point, nonnegative_minimum, task_direction
+
+
+def _gram(dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+    return (torch.tensor([[1.0, -0.5, 0.25], [-0.5, 4.0, -1.0], [0.25, -1.0, 2.0]], dtype=dtype),)
+
+
+def _two_gradients(dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+    return torch.tensor([1.0, 0.0, -2.0], dtype=dtype), torch.tensor([0.5, 1.0, 1.0], dtype=dtype)
+
+
+_NUMPY = "solved by numpy on the CPU, outside of any graph"
+ROWS += [
+    Row("gram_matrix", lambda: lambda a, b: math.gram_matrix([[a], [b]]).float(), _two_gradients, (2, 2)),
+    Row("gradient_cosines", lambda: math.gradient_cosines, _gram, (3, 3)),
+    Row("normalized_weights", lambda: math.normalized_weights, _gram, (3,)),
+    Row("pcgrad_weights", lambda: lambda q: math.pcgrad_weights(q, _noise()), _gram, (3,), no_compile=_DRAWS),
+    Row("primary_weights", lambda: math.primary_weights, _gram, (3,), no_compile=_NUMPY),
+    Row("dual_cone_weights", lambda: math.dual_cone_weights, _gram, (3,), no_compile=_NUMPY),
+    Row("min_norm_weights", lambda: math.min_norm_weights, _gram, (3,), no_compile=_NUMPY),
+    Row("nonnegative_minimum", lambda: lambda q: math.nonnegative_minimum(q, -q[0]), _gram, (3,), no_compile=_NUMPY),
+    Row(
+        "direction_weights",
+        lambda: lambda q: math.direction_weights(q, "mgda", normalize=True).float(),
+        _gram,
+        (3,),
+        no_compile=_NUMPY,
+    ),
+]
+
+# conv_norm, singular
+
+
+def _kernel(dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+    return (torch.randn(3, 2, 3, 3, generator=torch.Generator().manual_seed(0)).to(dtype),)
+
+
+ROWS += [
+    Row("conv_norm", lambda: lambda w: math.conv_norm(w, 6, padding=1), _kernel, ()),
+    Row("conv_norm[circular]", lambda: lambda w: math.conv_norm(w, 6, 1, 1, padding_mode="circular"), _kernel, ()),
+    Row("conv_norm_bound", lambda: lambda w: math.conv_norm_bound(w, 2), _kernel, ()),
+    Row("reshaped_norm", lambda: math.reshaped_norm, _kernel, ()),
+    Row(
+        "power_iteration",
+        lambda: lambda w: math.power_iteration(w[0, 0].mv, w[0, 0].T.mv, w[0, 0, 0], 30).abs(),
+        _kernel,
+        (3,),
+    ),
+    Row(
+        "top_singular",
+        lambda: lambda w: math.top_singular(w[0, 0].float().mv, w[0, 0].float().T.mv, w[0, 0, 0].float())[0],
+        _kernel,
+        (),
+    ),
+]

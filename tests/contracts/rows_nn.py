@@ -331,3 +331,27 @@ ROWS += [
         no_compile="layers call it outside of torch.compile alone",
     ),
 ]
+
+# spectral_norm
+
+
+def _normalised(method: str = "true") -> torch.nn.Module:
+    generator = torch.Generator().manual_seed(0)
+    layer = torch.nn.Conv1d(5, 6, 3, padding=1)
+    return nn.spectral_norm(layer, method=method, input_size=4, generator=generator)
+
+
+def _along_time(dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+    return (_normal(2, 5, 4, dtype=dtype),)
+
+
+ROWS += [
+    Row("spectral_norm", lambda: _normalised().eval(), _along_time, (2, 6, 4)),
+    Row("spectral_norm[bound]", lambda: _normalised("bound").eval(), _along_time, (2, 6, 4)),
+    Row(
+        "SpectralNorm",
+        lambda: nn.SpectralNorm(torch.nn.Linear(5, 6), _normal(6, 5, dtype=torch.float32)).eval(),
+        lambda dtype: (_normal(6, 5, dtype=dtype),),
+        (6, 5),
+    ),
+]

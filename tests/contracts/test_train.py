@@ -13,11 +13,19 @@ import danlu.train
 from danlu.train import (
     FGM,
     PGD,
+    FreeLB,
+    ManifoldMixup,
+    MultiTask,
     Noise,
+    capture,
+    draw_mix,
     fgm_backward,
     fgm_output_backward,
+    freelb_backward,
+    multitask_backward,
     noise_backward,
     noise_output_backward,
+    output_mixed,
     output_perturbed,
     perturbed,
     pgd_backward,
@@ -64,6 +72,42 @@ def inside(context: Callable[..., Any], net: Net, loss_fn: Loss, epsilon: float 
     return loss.detach()
 
 
+def captured(net: Net, loss_fn: Loss, epsilon: float = 0.5) -> Tensor:
+    if not epsilon > 0:
+        raise ValueError("epsilon must be > 0; a capture has none")
+    with capture(net, ["embed", "linear:in", "**:attention", ":locals.ids"], grad=True) as caught:
+        loss = loss_fn()
+        loss.backward()
+    assert all(caught[name].grad.any() for name in ("embed:out", "linear:in"))
+    return loss.detach()
+
+
+def two_tasks(weighting: str, net: Net, loss_fn: Loss, epsilon: float = 0.5) -> Tensor:
+    if not epsilon > 0:
+        raise ValueError("epsilon must be > 0; a weighting of tasks has none")
+    losses = [loss_fn(), loss_fn() / 2]
+    if weighting == "accumulated":
+        tasks = MultiTask(net.embed.weight)
+        tasks.accumulate(losses)
+        tasks.backward()
+    else:
+        multitask_backward(losses, net.embed.weight, weighting)
+    return losses[0].detach()
+
+
+def mixing(layers: str, net: Net, loss_fn: Loss, epsilon: float = 0.5) -> Tensor:
+    if not epsilon > 0:
+        raise ValueError("epsilon must be > 0; a mixture has none")
+    if layers == "one":
+        context = output_mixed(net.embed, draw_mix(3, 1.0, generator=seeded()))
+    else:
+        context = ManifoldMixup([net.embed, net.linear], generator=seeded()).mixing(LABEL)
+    with context:
+        loss = loss_fn()
+    loss.backward()
+    return loss.detach()
+
+
 ROWS = [
     Row("fgm_backward", lambda net, fn, **k: fgm_backward(fn, net.embed.weight, **k)),
     Row("fgm_backward[both]", lambda net, fn, **k: fgm_backward(fn, net.embed.weight, mode="both", **k)),
@@ -73,12 +117,21 @@ ROWS = [
     Row("fgm_output_backward", lambda net, fn, **k: fgm_output_backward(fn, net.embed, **k)),
     Row("pgd_output_backward", lambda net, fn, **k: pgd_output_backward(fn, net.embed, **k)),
     Row("noise_output_backward", lambda net, fn, **k: noise_output_backward(fn, net.embed, generator=seeded(), **k)),
+    Row("freelb_backward", lambda net, fn, **k: freelb_backward(fn, net.embed, generator=seeded(), **k)),
     Row("FGM", lambda net, fn, **k: FGM(net, **k).backward(fn)),
     Row("FGM[eval]", lambda net, fn, **k: FGM(net, attack_mode="eval", **k).backward(fn)),
     Row("PGD", lambda net, fn, **k: PGD(net, **k).backward(fn)),
     Row("Noise", lambda net, fn, **k: Noise(net, generator=seeded(), **k).backward(fn)),
+    Row("FreeLB", lambda net, fn, **k: FreeLB(net, generator=seeded(), **k).backward(fn)),
+    Row("multitask_backward", partial(two_tasks, "mgda")),
+    Row("multitask_backward[pcgrad]", partial(two_tasks, "pcgrad")),
+    Row("multitask_backward[primary]", partial(two_tasks, "primary")),
+    Row("MultiTask", partial(two_tasks, "accumulated")),
     Row("perturbed", partial(inside, perturbed)),
+    Row("capture", captured),
     Row("output_perturbed", partial(inside, output_perturbed)),
+    Row("output_mixed", partial(mixing, "one")),
+    Row("ManifoldMixup", partial(mixing, "several")),
 ]
 rows = pytest.mark.parametrize("row", ROWS, ids=[r.name for r in ROWS])
 
@@ -92,7 +145,11 @@ def grads(net: nn.Module) -> list[Tensor]:
 
 
 def test_every_public_name_has_a_row() -> None:
-    public = {n for n in danlu.train.__all__ if n.endswith(("_backward", "perturbed")) or n in ("FGM", "PGD", "Noise")}
+    public = {
+        n
+        for n in danlu.train.__all__
+        if n.endswith(("_backward", "perturbed")) or n in ("FGM", "PGD", "Noise", "FreeLB", "ManifoldMixup")
+    }
     assert public <= {row.name.split("[")[0] for row in ROWS}
 
 

@@ -76,6 +76,28 @@ def test_a_case_by_hand():  # the dossier's: logits 1, -2, 0.5, 3 with classes 0
     assert sparse_multilabel_cross_entropy(s, torch.tensor([[3, 0]])).item() == pytest.approx(1.3729212729480946)
 
 
+def test_is_the_logarithm_of_all_pairs():
+    """Where the loss comes from: every wrong class, and the class of logit 0, is to stand below every right one, and 0.
+
+    log(1 + sum_{n, p} e^{s_n - s_p} + sum_n e^{s_n} + sum_p e^{-s_p}), every pair written out.
+    """
+    for s, labels, ids in zip(S, dense(IDS, 6).bool(), IDS, strict=True):
+        right, wrong = [0.0, *s[labels].tolist()], [0.0, *s[~labels].tolist()]
+        expected = math.log(sum(math.exp(n - p) for n in wrong for p in right))  # the pair (0, 0) is the 1
+        assert multilabel_cross_entropy(s, labels).item() == pytest.approx(expected, rel=1e-12)
+        assert sparse_multilabel_cross_entropy(s, ids).item() == pytest.approx(expected, rel=1e-12)
+
+
+def test_gradient_is_two_softmaxes_with_the_class_of_logit_0():
+    """dL/ds_n = softmax over N and 0, dL/ds_p = - softmax of -s over P and 0; from torch.softmax, not by autograd."""
+    s, labels = S.clone().requires_grad_(), dense(IDS, 6).bool()
+    (got,) = torch.autograd.grad(multilabel_cross_entropy(s, labels, "none").sum(), s)
+    zero = torch.zeros(4, 1, dtype=torch.float64)
+    pushed = torch.cat([S.masked_fill(labels, -torch.inf), zero], 1).softmax(1)[:, :-1]
+    pulled = torch.cat([(-S).masked_fill(~labels, -torch.inf), zero], 1).softmax(1)[:, :-1]
+    torch.testing.assert_close(got, pushed - pulled, rtol=1e-12, atol=1e-12)
+
+
 def test_one_right_class_above_and_the_others_below_zero_costs_nothing():
     s = torch.tensor([[-50.0, 50.0, -50.0]])
     assert multilabel_cross_entropy(s, torch.tensor([[0, 1, 0]])).item() < 1e-20

@@ -108,6 +108,38 @@ def test_the_bound_holds_on_random_cases_and_is_not_idle():
     assert closest > 0.3
 
 
+def test_the_bound_of_accuracy_holds_and_is_met():
+    """|soft accuracy - accuracy| <= mean(1 - max p), with equality where all are right."""
+    generator = torch.Generator().manual_seed(2)
+    for sharpness in (0.3, 1.0, 5.0):
+        z = torch.randn(500, 12, 4, dtype=torch.float64, generator=generator)
+        t = torch.randint(0, 4, (500, 12), generator=generator)
+        soft = torch.stack([soft_accuracy_loss(a, b, sharpness=sharpness) for a, b in zip(z, t, strict=True)])
+        hard = 1 - (z.argmax(-1) == t).double().mean(-1)
+        bound = (1 - (sharpness * z).softmax(-1).amax(-1)).mean(-1)
+        assert ((soft - hard).abs() <= bound + 1e-12).all()
+        right = soft_accuracy_loss(z, z.argmax(-1), sharpness=sharpness)
+        assert right.item() == pytest.approx(bound.mean().item(), rel=1e-12)
+
+
+def test_soft_accuracy_is_half_the_absolute_error():
+    """1 - p_y = sum_k |[k = y] - p_k| / 2: bounded, so that wrong labels cannot pull for ever."""
+    onehot = torch.nn.functional.one_hot(TARGET, 4)
+    expected = (onehot - LOGITS.softmax(-1)).abs().sum(-1).mean() / 2
+    torch.testing.assert_close(soft_accuracy_loss(LOGITS, TARGET), expected)
+
+
+def test_f1_of_a_batch_is_not_the_mean_of_its_parts():
+    """A ratio of sums: the loss of the whole, from sums that add, differs from the mean over parts."""
+    t = torch.tensor([1, 0, 0, 0, 1, 1])
+    z = LOGITS[:6, 0]
+    p = torch.sigmoid(z)
+    whole = 1 - 2 * (t * p).sum() / (t.sum() + p.sum())
+    torch.testing.assert_close(soft_f1_loss(z, t, "binary"), whole)
+    parts = (soft_f1_loss(z[:3], t[:3], "binary") + soft_f1_loss(z[3:], t[3:], "binary")) / 2
+    assert (parts - whole).abs() > 0.01
+
+
 def test_sharpness_leads_to_the_hard_metric():
     hard = LOGITS.argmax(-1)
     expected = 1 - f1_score(TARGET, hard, average="macro")

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from sklearn.metrics import confusion_matrix
+from sklearn.metrics import cohen_kappa_score, confusion_matrix, jaccard_score, matthews_corrcoef
 
 from danlu.math.soft_confusion import soft_confusion
 
@@ -27,6 +27,34 @@ def test_hard_decisions_give_the_usual_matrix():
     hard = P.flatten(0, 1).argmax(-1)
     got = soft_confusion(torch.nn.functional.one_hot(hard, 5).float(), T.flatten())
     assert (got.numpy() == confusion_matrix(T.flatten(), hard, labels=range(5))).all()
+
+
+def mcc(m):
+    right, total, row, column = m.trace(), m.sum(), m.sum(1), m.sum(0)
+    spread = (total**2 - row @ row) * (total**2 - column @ column)
+    return (right * total - row @ column) / spread.sqrt()
+
+
+def kappa(m):
+    chance = m.sum(1) @ m.sum(0) / m.sum() ** 2
+    return (m.trace() / m.sum() - chance) / (1 - chance)
+
+
+def jaccard(m):
+    return (m.diagonal() / (m.sum(1) + m.sum(0) - m.diagonal())).mean()
+
+
+def test_other_measures_come_from_the_same_matrix():
+    """Matthews' correlation, Cohen's kappa, mean overlap: scikit-learn's on decisions, smooth on probabilities."""
+    generator = torch.Generator().manual_seed(9)
+    t, h = torch.randint(0, 3, (2, 40), generator=generator)
+    m = soft_confusion(torch.nn.functional.one_hot(h, 3).double(), t)
+    assert mcc(m).item() == pytest.approx(matthews_corrcoef(t, h))
+    assert kappa(m).item() == pytest.approx(cohen_kappa_score(t, h))
+    assert jaccard(m).item() == pytest.approx(jaccard_score(t, h, average="macro"))
+    for measure in (mcc, kappa, jaccard):
+        p = P.clone().requires_grad_()
+        assert torch.autograd.gradcheck(lambda p, f=measure: f(soft_confusion(p, T)), p)
 
 
 def test_masked_items_may_hold_anything():

@@ -200,7 +200,7 @@ def test_messages():
         pgd_output_backward(lambda: model(IDS).sum(), model.embed, steps=0)
     with pytest.raises(ValueError, match="mode must be 'adv'"):
         fgm_output_backward(lambda: model(IDS).sum(), model.embed, mode="x")
-    with pytest.raises(ValueError, match=r"never called the Identity to perturb; give a layer .*compile the parts"):
+    with pytest.raises(ValueError, match=r"never called the Identity to change; give a layer .*compile the parts"):
         fgm_output_backward(lambda: model(IDS).sum(), nn.Identity())
     with pytest.raises(TypeError, match="must return one tensor, LSTM returned tuple; choose the layer inside"):
         lstm = nn.LSTM(3, 2)
@@ -208,3 +208,21 @@ def test_messages():
     message = r"call 1 .* gives \(4, 3, 4\), the deltas are \[\(2,\)\]"
     with pytest.raises(ValueError, match=message), output_perturbed(model.embed, torch.ones(2)):
         model(IDS)
+
+
+def test_noise_spends_its_length_on_what_may_move():
+    torch.manual_seed(0)
+    layer, x = torch.nn.Identity(), torch.zeros(2, 3, 4)
+    mask = torch.tensor([[True, True, False], [True, False, False]])
+    seen = []
+    w = torch.ones((), requires_grad=True)
+
+    def loss_fn():
+        out = layer(x)
+        seen.append(out.detach())
+        return (w * out).sum()
+
+    noise_output_backward(loss_fn, layer, 0.5, delta_mask=mask, generator=torch.Generator().manual_seed(1))
+    moved = seen[-1]
+    assert not moved[~mask].any() and moved[mask].any(-1).all()
+    torch.testing.assert_close(moved.flatten(1).norm(dim=1), torch.tensor([0.5, 0.5]))

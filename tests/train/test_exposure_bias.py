@@ -134,6 +134,48 @@ def test_a_model_of_corrupted_prefixes_doubts_what_never_followed():
     assert learned[0, 0] > 0.02 and learned[1, 1] > 0.02
 
 
+def test_the_optimum_of_a_chain_is_drawn_toward_its_marginal():
+    """A cycle of five states: p(next | input) of corrupted training is 0.85 of the chain's and 0.15 of the marginal."""
+    text = torch.arange(11) % 5
+    inputs = corrupt_targets(
+        text[:-1].repeat(40_000, 1), torch.ones(40_000, 10, dtype=torch.bool), generator=generator()
+    )
+    pairs = torch.zeros(5, 5).index_put_((inputs, text[1:].expand(40_000, 10)), torch.ones(()), accumulate=True)
+    learned = pairs / pairs.sum(1, keepdim=True)
+    chain = torch.eye(5).roll(1, 1)  # one state after the other
+    expected = 0.85 * chain + 0.15 / 5  # share of exchanged inputs 0.5 * 0.3, of every token alike
+    # corruption comes by whole rows, which the count of pairs does not tell: rows are the sample, 10 pairs each
+    assert (learned - expected).abs().max() < 4 * math.sqrt(0.13 / 40_000)
+    clean = corrupt_targets(text[None, :-1], torch.ones(1, 10, dtype=torch.bool), p_token=0.0)
+    assert torch.equal(clean[0], text[:-1])  # where no input is exchanged the chain stays the optimum
+
+
+def test_gradients_reach_the_replacement_and_not_the_original():
+    ids = torch.tensor([[1, 5, 6]])
+    target = torch.tensor([[False, True, False]])
+    noisy = corrupt_targets(ids, target, 1.0, 1.0, "model", proposals=torch.tensor([[9, 9, 9]]))
+    table = torch.zeros(10, 2, requires_grad=True)
+    (table[noisy] * torch.tensor([1.0, 2.0])).sum().backward()
+    assert table.grad[9].tolist() == [1.0, 2.0] and not table.grad[5].any()
+    assert table.grad[1].any() and table.grad[6].any()
+
+
+def test_labels_and_loss_of_a_plain_loop():
+    """Eq. (3): the loss of exchanged inputs against the labels that were there before; the model learns them."""
+    torch.manual_seed(0)
+    text, words = torch.tensor([[1, 4, 2, 3, 5]]).repeat(32, 1), torch.ones(32, 4, dtype=torch.bool)
+    words[:, 0] = False  # the start token
+    model = torch.nn.Sequential(torch.nn.Embedding(6, 8), torch.nn.Flatten(), torch.nn.Linear(32, 24))
+    optimizer, g, labels = torch.optim.Adam(model.parameters(), lr=0.03), generator(), text[:, 1:].clone()
+    for _ in range(60):
+        optimizer.zero_grad()
+        logits = model(corrupt_targets(text[:, :-1], words, generator=g)).view(32, 4, 6)
+        torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten()).backward()
+        optimizer.step()
+    wrong = torch.tensor([[1, 2, 2, 2]])
+    assert torch.equal(model(wrong).view(4, 6).argmax(1), labels[0]) and torch.equal(labels, text[:, 1:])
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

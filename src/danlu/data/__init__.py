@@ -26,6 +26,8 @@ from danlu.data.sequences import (
     truncate_longest_first,
     truncated_lengths,
 )
+from danlu.data.stream_loader import StreamLoader
+from danlu.data.streaming import Stream, StreamError
 from danlu.data.tagged import Labelled, Tagged, join_tokens
 from danlu.data.tagging import read_tagged
 from danlu.data.texts import read_texts
@@ -45,6 +47,9 @@ __all__ = [
     "Related",
     "Relation",
     "Splits",
+    "Stream",
+    "StreamError",
+    "StreamLoader",
     "Tagged",
     "TokenCorpus",
     "Windows",

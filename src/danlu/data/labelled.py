@@ -16,7 +16,7 @@ from danlu.data.ledger import Corpus, Ledger, RowError, need, need_text
 from danlu.data.rows import open_rows
 from danlu.data.tagged import Labelled
 
-__all__ = ["class_label", "read_labelled"]
+__all__ = ["read_labelled"]
 
 
 def read_labelled(

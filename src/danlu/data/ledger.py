@@ -20,7 +20,7 @@ from typing import Any, Generic, TypeVar
 
 from danlu.data.errors import InputError
 
-__all__ = ["BadRow", "Corpus", "Ledger", "RowError", "check_option", "need", "need_text"]
+__all__ = ["BadRow", "Corpus", "Ledger", "RowError"]
 
 R = TypeVar("R")
 T = TypeVar("T")

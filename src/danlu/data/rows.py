@@ -22,7 +22,7 @@ from typing import Any
 
 from danlu.data.ledger import HALF_CHARACTER, Ledger, check_option, did_you_mean, kind_of, listing
 
-__all__ = ["ROW_FORMATS", "json_rows", "open_rows", "read_lines", "rows_of", "table_rows"]
+__all__ = ["ROW_FORMATS", "json_rows", "open_rows", "read_lines", "table_rows"]
 
 ROW_FORMATS = ("jsonl", "tsv", "csv")
 _ENDINGS = {"jsonl": "jsonl", "ndjson": "jsonl", "json": "jsonl", "tsv": "tsv", "tab": "tsv", "csv": "csv"}

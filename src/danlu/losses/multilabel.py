@@ -27,6 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from danlu.math.precision import wide
 from danlu.math.reduce import reduce_loss
 
 __all__ = ["multilabel_cross_entropy", "sparse_multilabel_cross_entropy"]
@@ -55,7 +56,7 @@ def multilabel_cross_entropy(logits: Tensor, target: Tensor, reduction: str = "m
             f"multilabel_cross_entropy needs a label for every logit; got logits {tuple(logits.shape)} and target "
             f"{tuple(target.shape)}. For lists of class indices use sparse_multilabel_cross_entropy"
         )
-    s = _wide(logits)
+    s = wide(logits)
     keep = s != -torch.inf
     t = torch.where(keep, target.detach().to(s.dtype), 0.0)
     if not torch.compiler.is_compiling():
@@ -110,7 +111,7 @@ def sparse_multilabel_cross_entropy(
                 f"positive_ids must lie in [0, {classes}) for {classes} classes, got {positive_ids[place].item()} at "
                 f"{place}; pad with -1"
             )
-    s, ids = _wide(logits), positive_ids.long()
+    s, ids = wide(logits), positive_ids.long()
     if mask_zero:
         s, ids = s[..., 1:], ids - 1  # 0 becomes the padding -1
     ids = F.pad(ids, (0, 1), value=-1).sort(-1).values  # (..., P + 1), now in every list at least one -1
@@ -121,10 +122,6 @@ def sparse_multilabel_cross_entropy(
     wrong = F.pad(s, (0, 2))  # (..., C + 2): the logits, the class of logit 0, a place for the padding
     wrong.scatter_(-1, ids.masked_fill(~named, s.shape[-1] + 1), -torch.inf)
     return reduce_loss(wrong.logsumexp(-1) + _log1p_sum_exp(right), reduction)  # eq. (1)
-
-
-def _wide(logits: Tensor) -> Tensor:
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def _log1p_sum_exp(x: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from danlu.math.precision import wide
 from danlu.math.reduce import reduce_loss
 
 __all__ = ["power_binary_cross_entropy", "power_sigmoid"]
@@ -46,8 +47,7 @@ def power_sigmoid(logits: Tensor, power: float = 1.0) -> Tensor:
     tensor([0.2500, 0.2500])
     """
     _check_power(power)
-    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return (power * F.logsigmoid(wide)).exp().to(logits.dtype)  # eq. (1)
+    return (power * F.logsigmoid(wide(logits))).exp().to(logits.dtype)  # eq. (1)
 
 
 def power_binary_cross_entropy(
@@ -77,7 +77,7 @@ def power_binary_cross_entropy(
             f"{tuple(target.shape)}"
         )
     _check_power(power)
-    t = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    t = wide(logits)
     y = target.detach().to(t.dtype)
     if mask is not None and mask.shape == t.shape and mask.dtype == torch.bool:  # else reduce_loss says what is wrong
         t, y = t.masked_fill(~mask, 0.0), y.masked_fill(~mask, 0.0)

@@ -20,6 +20,7 @@ Shapes: ... any shape of items, C classes, L labels.
 import torch
 from torch import Tensor
 
+from danlu.math.precision import wide
 from danlu.math.soft_confusion import soft_confusion
 
 __all__ = ["soft_accuracy_loss", "soft_f1_loss"]
@@ -126,11 +127,6 @@ def soft_f1_loss(
     empty = size == 0
     f = torch.where(empty, zero_division, (1 + beta**2) * hits / torch.where(empty, 1.0, size))  # eq. (3)
     return (1.0 - f.mean()).to(logits.dtype)
-
-
-def wide(logits: Tensor) -> Tensor:
-    """float32 or better: counts of thousands do not fit bfloat16."""
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def check_sharpness(sharpness: float) -> None:

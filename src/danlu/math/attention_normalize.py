@@ -22,6 +22,8 @@ import math
 import torch
 from torch import Tensor
 
+from danlu.math.precision import wide
+
 __all__ = ["attention_normalize", "softmax_plus_scale"]
 
 
@@ -45,7 +47,7 @@ def attention_normalize(scores: Tensor, mask: Tensor | None = None, kind: str = 
     """
     if kind not in ("softmax", "squared_relu", "softmax_plus"):
         raise ValueError(f"kind must be 'softmax', 'squared_relu' or 'softmax_plus', got {kind!r}")
-    a = scores.to(torch.promote_types(scores.dtype, torch.float32))
+    a = wide(scores)
     keep = a != -torch.inf
     if mask is not None:
         _check_mask(mask, scores)

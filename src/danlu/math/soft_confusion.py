@@ -13,6 +13,8 @@ Shapes: ... any shape of items, C classes.
 import torch
 from torch import Tensor
 
+from danlu.math.precision import wide
+
 __all__ = ["soft_confusion"]
 
 
@@ -45,7 +47,7 @@ def soft_confusion(prob: Tensor, target: Tensor, mask: Tensor | None = None) -> 
             f"targets must lie in [0, {classes}) for {classes} classes, got {int(safe.min())} to {int(safe.max())}; "
             "drop items without a class by mask"
         )
-    p = prob.to(torch.promote_types(prob.dtype, torch.float32)).reshape(-1, classes)  # (N, C)
+    p = wide(prob).reshape(-1, classes)  # (N, C)
     p = torch.where(keep.reshape(-1, 1), p, 0.0)  # a padded item may hold nan
     onehot = torch.nn.functional.one_hot(safe.reshape(-1), classes).to(p.dtype)  # (N, C)
     with torch.autocast(p.device.type, enabled=False):

@@ -27,6 +27,7 @@ from danlu.nn.positions import (
 from danlu.nn.self_terminating import SelfTerminatingHead, guaranteed_steps, self_terminating_log_probs
 from danlu.nn.softmax_head import SoftmaxHead, softmax_nll
 from danlu.nn.span_pointer import SpanPointer, best_spans, span_log_probs, span_nll
+from danlu.nn.spectral_norm import SpectralNorm, spectral_norm
 from danlu.nn.steering import add_condition, bake, condition, guided_logits
 
 __all__ = [
@@ -49,6 +50,7 @@ __all__ = [
     "SelfTerminatingHead",
     "SoftmaxHead",
     "SpanPointer",
+    "SpectralNorm",
     "add_condition",
     "apply_rotary",
     "attend",
@@ -78,6 +80,7 @@ __all__ = [
     "softmax_nll",
     "span_log_probs",
     "span_nll",
+    "spectral_norm",
     "t5_buckets",
     "unilm_mask",
     "viterbi",

@@ -32,7 +32,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from danlu.nn._machine_code import with_own_files
+from danlu.math._machine_code import with_own_files
 
 __all__ = ["forward", "backward", "viterbi"]
 

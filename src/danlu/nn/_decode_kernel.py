@@ -38,7 +38,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 from torch import Tensor
 
-from danlu.nn._machine_code import with_own_files
+from danlu.math._machine_code import with_own_files
 
 __all__ = ["FORMS", "attend", "attends", "linear", "through_layers"]
 

@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from danlu.math.precision import wide_dtype
 from danlu.nn.layout import Layout, padded_layout
 from danlu.nn.packed_attention import packed_attention
 from danlu.nn.positions import apply_rotary
@@ -136,7 +137,7 @@ def attend(
         mask = below if mask is None else mask & below
     if mask is not None:
         scores = scores.masked_fill(~mask, -torch.inf)
-    exact = torch.promote_types(scores.dtype, torch.float32)
+    exact = wide_dtype(scores)
     weights = F.dropout(scores.softmax(-1, dtype=exact).to(value.dtype), dropout, dropout > 0)
     output = weights @ value
     if relative is not None:

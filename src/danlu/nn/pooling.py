@@ -19,6 +19,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from danlu.math.precision import wide_dtype
+
 __all__ = ["pool"]
 
 
@@ -59,7 +61,7 @@ def pool(hidden_states: Tensor | Sequence[Tensor], mask: Tensor | None = None, k
     if kind == "cls":
         start = keep.int().argmax(1, keepdim=True)  # (B, 1, 1)
         return x.masked_fill(~keep, 0).take_along_dim(start, 1)[:, 0]  # (B, D)  eq. (3)
-    wide = torch.promote_types(x.dtype, torch.float32)
+    wide = wide_dtype(x)
     total = x.masked_fill(~keep, 0).sum(1, dtype=wide)  # (B, D); a fill, because 0 * nan is nan
     if kind == "first_last_mean":
         total = (total + first.masked_fill(~keep, 0).sum(1, dtype=wide)) / 2

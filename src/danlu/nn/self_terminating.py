@@ -26,6 +26,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from danlu.math.precision import wide, wide_dtype
+
 __all__ = ["SelfTerminatingHead", "guaranteed_steps", "self_terminating_log_probs"]
 
 KINDS = ("nmst", "st")
@@ -64,7 +66,7 @@ def self_terminating_log_probs(
             f"{mask.dtype} {tuple(mask.shape)}"
         )
     _check(logits.shape[-1], end_id, eps, kind)
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    logits = wide(logits)
     going = nn.functional.logsigmoid(-logits[..., end_id])  # (B, T)
     rate = torch.full_like(going, math.log1p(-eps))
     if mask is not None:
@@ -145,7 +147,7 @@ class SelfTerminatingHead(nn.Module):
 
     def start(self, rows: int) -> Tensor:
         """The state before the first token of the target, (rows,): log of what eps, and in ST z, have left so far."""
-        return torch.zeros(rows, dtype=torch.promote_types(self.weight.dtype, torch.float32), device=self.weight.device)
+        return torch.zeros(rows, dtype=wide_dtype(self.weight), device=self.weight.device)
 
     def step(self, hidden_states: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """Log-probabilities (R, V) of the next token from hidden states (R, D), and the state for the step after it.
@@ -153,7 +155,7 @@ class SelfTerminatingHead(nn.Module):
         Rows of the state follow the rows of the batch: a beam search that reorders rows indexes the state alike.
         """
         logits = nn.functional.linear(hidden_states, self.weight, self.bias)  # (R, V)
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        logits = wide(logits)
         going = nn.functional.logsigmoid(-logits[:, self.end_id])  # (R,)
         state = state + math.log1p(-self.eps) + (going if self.kind == "st" else 0.0)  # (R,)
         log_keep = state if self.kind == "st" else state + going  # eq. (1), (2)

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from danlu.math.precision import wide
 from danlu.math.reduce import reduce_loss
 from danlu.nn.crf_decode import viterbi
 
@@ -138,7 +139,7 @@ def checked_tagging(emissions: Tensor, tags: Tensor | None, mask: Tensor | None)
             "for one sequence add a first axis with emissions[None]"
         )
     shape, device = emissions.shape[:2], emissions.device
-    emissions = emissions.to(torch.promote_types(emissions.dtype, torch.float32))
+    emissions = wide(emissions)
     if mask is None:
         mask = torch.ones(shape, dtype=torch.bool, device=device)
     elif mask.dtype != torch.bool or mask.shape != shape:

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from danlu.math.precision import wide
 from danlu.math.reduce import reduce_loss
 
 __all__ = ["SpanPointer", "best_spans", "span_log_probs", "span_nll"]
@@ -49,7 +50,7 @@ def span_log_probs(logits: Tensor, candidates: Tensor) -> Tensor:
         )
     _check_bool(candidates, "candidates")
     first = torch.arange(logits.shape[1], device=logits.device) == 0
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    logits = wide(logits)
     return logits.masked_fill(~(candidates | first)[..., None], -torch.inf).log_softmax(dim=1)  # eq. (2)
 
 

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from danlu.math.precision import wide_dtype
 from danlu.nn.conditional_norm import Norm
 
 __all__ = ["add_condition", "bake", "condition", "guided_logits"]
@@ -186,7 +187,7 @@ def _conditioned(name: str, old: nn.Module, like: Tensor, sizes: dict[str, Any])
     elif isinstance(old, nn.RMSNorm):
         kind, eps, shape = "plain_rms" if weight is None else "rms", old.eps, old.normalized_shape
         if eps is None:  # torch takes that of the dtype it computes in
-            eps = torch.finfo(torch.promote_types(like.dtype, torch.float32)).eps
+            eps = torch.finfo(wide_dtype(like)).eps
     else:
         kind, eps, shape = "rms", float(old.variance_epsilon), tuple(weight.shape)  # type: ignore[arg-type, union-attr]
     if len(shape) != 1:

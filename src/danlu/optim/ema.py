@@ -23,6 +23,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from danlu.math.precision import wide_dtype
+
 __all__ = ["EMA", "decay_from_half_life", "half_life"]
 
 NUM_UPDATES, DECAY_PRODUCT, AVERAGE = "num_updates", "decay_product", "average."
@@ -117,7 +119,7 @@ class EMA:
         self._names = list(named)
         self._live = list(named.values())
         with torch.no_grad():
-            self._shadow = [p.detach().to(shadow_dtype(p), copy=True) for p in self._live]
+            self._shadow = [p.detach().to(wide_dtype(p), copy=True) for p in self._live]
             if init == "zero":
                 torch._foreach_zero_(self._shadow)
         self._swapped = False
@@ -251,8 +253,3 @@ def named_tensors(model: nn.Module | Iterable[Tensor], buffers: bool) -> dict[st
         return named
     unique = {id(p): p for p in model if p.requires_grad}
     return {str(i): p for i, p in enumerate(unique.values())}
-
-
-def shadow_dtype(p: Tensor) -> torch.dtype:
-    """float32 or better, whatever the weight's own precision."""
-    return torch.promote_types(p.dtype, torch.float32)

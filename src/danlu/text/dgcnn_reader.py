@@ -26,6 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from danlu.math.precision import wide_dtype
 from danlu.nn.attention_pool import AttentionPool1d
 from danlu.nn.dgcnn import DGCNN
 from danlu.text.char_encoder import CharEncoder
@@ -189,7 +190,7 @@ def reader_log_probs(logits: Tensor, presence: Tensor | None) -> tuple[Tensor, T
     >>> log_p.exp(), log_not.exp()
     (tensor([[0.2500]]), tensor([[0.7500]]))
     """
-    wide = torch.promote_types(logits.dtype, torch.float32)
+    wide = wide_dtype(logits)
     z = logits.to(wide)
     if presence is None:
         return F.logsigmoid(z), F.logsigmoid(-z)

@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from danlu.math.precision import wide_dtype
 from danlu.text.config import TransformerConfig
 
 __all__ = [
@@ -116,7 +117,7 @@ def orthogonally_resize(tensor: Tensor, shape: Sequence[int], window: int = 2) -
         raise ValueError(
             f"cannot resize {tuple(tensor.shape)} to {shape}: as many axes are needed, each of at least 1 element"
         )
-    exact = tensor.detach().to(torch.promote_types(tensor.dtype, torch.float32))
+    exact = tensor.detach().to(wide_dtype(tensor))
     resized = exact
     for axis, (old, new) in enumerate(zip(tensor.shape, shape, strict=True)):
         if new > old:

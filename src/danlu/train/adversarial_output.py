@@ -22,6 +22,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from danlu.math.precision import wide, wide_dtype
 from danlu.train.adversarial import check_epsilon, check_mode, checked_loss
 
 __all__ = ["fgm_output_backward", "noise_output_backward", "output_perturbed", "pgd_output_backward"]
@@ -104,6 +105,7 @@ def noise_output_backward(
     loss_fn: Callable[[], Tensor],
     module: nn.Module,
     epsilon: float = 0.5,
+    delta_mask: Tensor | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """Stand in for `loss_fn().backward()`: gradients with the module's output moved at random, eqs. (3) and (4).
@@ -112,13 +114,15 @@ def noise_output_backward(
         loss_fn: computes the scalar loss of the current batch through `module`; called once.
         module: the layer whose output moves; it returns one tensor with the examples along dimension 0.
         epsilon: length of each example's delta, > 0.
+        delta_mask: bool, the leading dimensions of the layer's output, such as (B, T); True = may move. Padding that
+            moves would take its part of the length. None: all may.
         generator: the source of z.
 
     Returns:
         The loss that was trained on, detached.
 
     Raises:
-        ValueError: epsilon is not > 0, or the loss does not go through the module.
+        ValueError: epsilon is not > 0, a mask that does not fit, or the loss does not go through the module.
         TypeError: the module returns something else than one tensor.
 
     >>> x, layer = torch.tensor([[3.0]]), nn.Identity()
@@ -129,9 +133,9 @@ def noise_output_backward(
     check_epsilon(epsilon, "noise_output_backward")
 
     def moved(i: int, x: Tensor) -> Tensor:
-        dtype = torch.promote_types(x.dtype, torch.float32)
+        dtype = wide_dtype(x)
         z = torch.randn(x.shape, generator=generator, device=x.device, dtype=dtype)
-        return (x + lengthen(z, epsilon)).to(x.dtype)  # eq. (3)
+        return (x + lengthen(keep_positions(z, delta_mask), epsilon)).to(x.dtype)  # eq. (3)
 
     with outputs_through(module, moved):
         loss = checked_loss(loss_fn)
@@ -179,7 +183,7 @@ def outputs_through(module: nn.Module, change: Callable[[int, Tensor], Tensor]) 
         nonlocal calls
         if not isinstance(output, Tensor):
             raise TypeError(
-                f"the module to perturb must return one tensor, {type(module).__name__} returned "
+                f"the module to change must return one tensor, {type(module).__name__} returned "
                 f"{type(output).__name__}; choose the layer inside it that does"
             )
         calls += 1
@@ -192,7 +196,7 @@ def outputs_through(module: nn.Module, change: Callable[[int, Tensor], Tensor]) 
         yield
         if not calls:
             raise ValueError(
-                f"loss_fn never called the {type(module).__name__} to perturb; give a layer of its model (a model "
+                f"loss_fn never called the {type(module).__name__} to change; give a layer of its model (a model "
                 "compiled before does not see the change: compile the parts after the layer instead)"
             )
     finally:
@@ -222,7 +226,7 @@ def output_gradient(
     else:
         grads = torch.autograd.grad(loss, outputs, allow_unused=True)
     found = [torch.zeros_like(x) if g is None else g.detach() for g, x in zip(grads, outputs, strict=True)]
-    return loss.detach(), [g.to(torch.promote_types(g.dtype, torch.float32)) for g in found]
+    return loss.detach(), [wide(g) for g in found]
 
 
 def per_example(v: Tensor, x: Tensor) -> Tensor:
@@ -243,3 +247,15 @@ def shorten(delta: Tensor, epsilon: float) -> Tensor:
     """Each example's delta back into the ball of radius epsilon, P of eq. (2)."""
     norm = torch.linalg.vector_norm(delta.flatten(1), dim=1)  # (B,)
     return delta * per_example((epsilon / norm).clamp(max=1.0), delta)
+
+
+def keep_positions(x: Tensor, delta_mask: Tensor | None) -> Tensor:
+    """x with 0 where the mask of its leading dimensions is False."""
+    if delta_mask is None:
+        return x
+    if delta_mask.dtype != torch.bool or delta_mask.shape != x.shape[: delta_mask.ndim] or not delta_mask.ndim:
+        raise ValueError(
+            f"delta_mask must be bool with the leading dimensions of the layer's output {tuple(x.shape)} (True = may "
+            f"move); got {delta_mask.dtype} {tuple(delta_mask.shape)}; write mask.bool()"
+        )
+    return x.masked_fill(~delta_mask.view(*delta_mask.shape, *[1] * (x.ndim - delta_mask.ndim)), 0.0)
