@@ -117,12 +117,12 @@ def test_a_model_without_its_tokenizer_is_refused(tiny_encoder, tmp_path):
 
 
 def test_the_head_learns_at_its_own_rate(classify_spec, with_encoder):
-    from danlu.tasks.fit import _optimizers
+    from danlu.tasks.optimizers import build_optimizers
     from danlu.tasks.tricks import Plan
 
     spec = with_encoder(classify_spec, epochs=0.1, head_rate=4.0)
     run = train_model(spec, read_parts(spec))
-    (optimizer,) = _optimizers(run.model, run.settings, Plan())
+    (optimizer,) = build_optimizers(run.model, run.settings, Plan())
     rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
     for name, parameter in run.model.named_parameters():
         expected = run.settings.lr * (1.0 if name.startswith("encoder.") else 4.0)

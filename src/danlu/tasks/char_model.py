@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from danlu.tasks.fit import Settings
 from danlu.tasks.model_choice import Choice
+from danlu.tasks.settings import Settings
 from danlu.text import CharEncoder, CharVocab
 
 __all__ = ["CharSettings", "char_config", "char_encoder", "char_vector", "split_text"]

@@ -22,9 +22,10 @@ from danlu.tasks.char_model import CharSettings, char_config, char_encoder, char
 from danlu.tasks.class_scores import class_scores
 from danlu.tasks.encoder import Encoder, load_encoder
 from danlu.tasks.model_choice import Choice
+from danlu.tasks.objective import Objective, classification_loss
 from danlu.tasks.piece_windows import PieceWindows
 from danlu.tasks.scores import Scores
-from danlu.tasks.text_classifier import TextClassifier, TextClassifierSettings, classification_loss
+from danlu.tasks.text_classifier import TextClassifier, TextClassifierSettings
 from danlu.tasks.tricks import Plan
 from danlu.tasks.windowed import Windowed
 from danlu.text import CharVocab
@@ -76,9 +77,9 @@ class CharClassifier(nn.Module):
         """Scores (B, K) of every class, float32."""
         return self.output(self.dropout(char_vector(self.encoder, self.pool, batch))).float()
 
-    def forward(self, batch: dict[str, Tensor], objective: str | None = None) -> Tensor:
-        """Sum over windows of the cross-entropy, or the soft metric's loss times their number."""
-        return classification_loss(self.logits(batch), batch["label"], objective)
+    def forward(self, batch: dict[str, Tensor], objective: Objective | None = None) -> Tensor:
+        """Sum over windows of the cross-entropy, or of what the objective asks for."""
+        return classification_loss(self, batch, objective)
 
 
 class EncoderClassifier(TextClassifier):

@@ -7,8 +7,6 @@ of processes; gradients of one process and of many are therefore the same.
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,38 +15,16 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from danlu.data.batching import bucketed_batches
-from danlu.data.errors import InputError, WorkError
-from danlu.optim import EMA, LayerDecay, param_groups, piecewise_linear
-from danlu.tasks.encoder import Encoder
+from danlu.data.errors import WorkError
+from danlu.optim import EMA, piecewise_linear
+from danlu.tasks.backward import Backward
+from danlu.tasks.objective import Objective
+from danlu.tasks.optimizers import build_optimizers
+from danlu.tasks.settings import Settings
 from danlu.tasks.state import FitResult, TrainingState
 from danlu.tasks.tricks import Plan
-from danlu.train import fgm_backward, noise_backward, pgd_backward
 
-__all__ = ["Settings", "TrainingSet", "fit"]
-ENCODER, HEAD = r"^encoder\.", r"^(?!encoder\.)"  # names of the weights of the encoder, and of those above it
-BETAS = (0.9, 0.98)  # of both optimizers: short runs want a short memory of squares
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Numbers of the loop; `--set name=value` changes one. Each task has its own defaults."""
-
-    epochs: float = 0.0  # passes over the training data, 0.5 is half a pass; 0: 2,000 steps, within 2 to 30 passes
-    batch_size: int = 64  # sequences a step, over all processes
-    lr: float = 2e-3  # peak rate of AdamW
-    table_lr: float = 2e-3  # peak rate of SparseAdam, which moves the rows of big tables that a batch touched
-    weight_decay: float = 0.01
-    warmup: float = 0.05  # share of the steps
-    clip: float = 1.0  # largest norm of the gradient of the dense weights; 0 switches it off
-    max_len: int = 128  # tokens of a window; longer texts are windowed, never cut
-    min_count: int = 2  # tokens rarer than this are unknown
-    dropout: float = 0.2
-    head_rate: float = 1.0  # factor on lr for what stands above a transformer
-    init: str = "pretrained"  # "random" gives a stored transformer fresh weights
-    select: str = "best"  # weights to keep: "best" on dev, or "last"
-    patience: int = 0  # evaluations without a better dev score before stopping; 0 never stops
-    evaluations: int = 0  # evaluations on dev during training; 0: one an epoch
-    save_every: int = 200  # steps between two training states on disk
+__all__ = ["TrainingSet", "fit"]
 
 
 class TrainingSet(Protocol):
@@ -105,10 +81,11 @@ def fit(
     batches_an_epoch = len(bucketed_batches(training.lengths, settings.batch_size, seed, 0))
     epochs = settings.epochs or min(max(2_000 / batches_an_epoch, 2.0), 30.0)
     total = max(1, math.ceil(epochs * batches_an_epoch))
-    optimizers = _optimizers(model, settings, plan)
+    optimizers = build_optimizers(model, settings, plan)
     rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
     schedule = piecewise_linear({0: 0.0, max(1, round(settings.warmup * total)): 1.0, total + 1: 0.0})
     attack_weights = model.attack_weights() if plan.attack else []  # type: ignore[operator]
+    backward = Backward(plan, model, attack_weights, accelerator)
     dense = [p for group in optimizers[0].param_groups for p in group["params"]]
     average = EMA(model, decay=plan.ema, warmup=True) if plan.ema else None
     wrapped, *prepared = accelerator.prepare(model, *optimizers)
@@ -135,17 +112,20 @@ def fit(
         scale = (
             accelerator.num_processes / training.weight(indices) if mine else 0.0
         )  # the mean over processes undoes it
-        objective = plan.metric_loss if plan.metric_loss and step >= plan.metric_loss_from * total else None
+        objective = _objective(plan, step, total, seed)
 
         def loss_fn(
-            forward: nn.Module = wrapped, batch: dict = batch, scale: float = scale, objective: str | None = objective
+            forward: nn.Module = wrapped,
+            batch: dict[str, Tensor] = batch,
+            scale: float = scale,
+            objective: Objective | None = objective,
         ) -> Tensor:
             with accelerator.autocast():
                 return forward(batch, objective) * scale
 
         for optimizer in prepared:
             optimizer.zero_grad(set_to_none=True)
-        loss = _backward(loss_fn, plan, attack_weights, accelerator, seed * 1_000_003 + step)
+        loss = backward(loss_fn, batch, seed * 1_000_003 + step)
         if settings.clip:
             accelerator.clip_grad_norm_(dense, settings.clip)
         for optimizer in prepared:
@@ -204,6 +184,13 @@ def fit(
     return result
 
 
+def _objective(plan: Plan, step: int, total: int, seed: int) -> Objective | None:
+    """What this step trains on instead of the task's own loss."""
+    if plan.metric_loss and step >= plan.metric_loss_from * total:
+        return Objective(plan.metric_loss)
+    return None if plan.objective is None else Objective(*plan.objective, seed * 1_000_003 + step)
+
+
 def _steps(
     lengths: Sequence[int], batch_size: int, seed: int, total: int, position: int
 ) -> Iterator[tuple[int, list[int]]]:
@@ -217,39 +204,3 @@ def _steps(
                 yield step, indices
             step += 1
         epoch += 1
-
-
-def _optimizers(model: nn.Module, settings: Settings, plan: Plan) -> list[torch.optim.Optimizer]:
-    """AdamW for what every batch touches; SparseAdam for big tables, whose untouched rows then cost nothing."""
-    sparse = list(model.sparse_parameters()) if hasattr(model, "sparse_parameters") else []
-    taken = {id(p) for p in sparse}
-    rules: dict[str, float | LayerDecay] = dict(plan.lr_rules)
-    over_transformer = isinstance(getattr(model, "encoder", None), Encoder)
-    if settings.head_rate != 1 and over_transformer:
-        rules = {name: factor * settings.head_rate for name, factor in plan.lr_rules} | {HEAD: settings.head_rate}
-    if plan.layer_decay is not None:
-        if not over_transformer:
-            raise InputError("layer_decay is for transformers; this model has no layers of that kind; leave it out")
-        rules[ENCODER] = LayerDecay(plan.layer_decay)
-    groups = param_groups(model, settings.lr, rules=rules, weight_decay=settings.weight_decay, exclude=sparse)
-    fused = all(p.device.type in ("cpu", "cuda") for p in model.parameters() if id(p) not in taken)
-    optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=settings.lr, betas=BETAS, fused=fused)]
-    if sparse:
-        optimizers.append(torch.optim.SparseAdam(sparse, lr=settings.table_lr, betas=BETAS))
-    return optimizers
-
-
-def _backward(
-    loss_fn: Callable[[], Tensor], plan: Plan, weights: list[nn.Parameter], accelerator: Accelerator, seed: int
-) -> Tensor:
-    """One backward pass, plain or under the plan's attack; gradients stand in .grad afterwards."""
-    if plan.attack is None:
-        loss = loss_fn()
-        accelerator.backward(loss)
-        return loss
-    reduce = partial(accelerator.reduce, reduction="mean") if accelerator.num_processes > 1 else None
-    if plan.attack == "noise":  # the same direction in every process
-        generator = torch.Generator(accelerator.device).manual_seed(seed)
-        return noise_backward(loss_fn, weights, epsilon=plan.epsilon, reduce=reduce, generator=generator)
-    attack = fgm_backward if plan.attack == "fgm" else pgd_backward
-    return attack(loss_fn, weights, epsilon=plan.epsilon, reduce=reduce)

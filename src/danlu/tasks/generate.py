@@ -17,7 +17,6 @@ from typing import Any
 from danlu.data.errors import InputError
 from danlu.data.pairs import ONE_LABEL, Condition, Pair, read_condition, read_pairs
 from danlu.tasks.encoder import Encoder, load_encoder
-from danlu.tasks.fit import Settings
 from danlu.tasks.folder import read_json
 from danlu.tasks.generate_batches import PairRows, encode_sources, rows_of
 from danlu.tasks.generate_conditions import describe_conditions
@@ -25,6 +24,7 @@ from danlu.tasks.generate_model import GenerateModel
 from danlu.tasks.generate_scores import score_generation
 from danlu.tasks.model_choice import Choice
 from danlu.tasks.scores import Scores
+from danlu.tasks.settings import Settings
 from danlu.tasks.tricks import Plan
 
 __all__ = ["GenerateSettings", "Task"]

@@ -17,6 +17,7 @@ from danlu.data.errors import InputError
 from danlu.data.pairs import Condition, Pair
 from danlu.tasks.encoder import Encoder
 from danlu.tasks.generate_conditions import Conditions
+from danlu.tasks.objective import Objective
 from danlu.text import (
     EncoderDecoder,
     EncoderDecoderSteps,
@@ -84,7 +85,7 @@ class GenerateModel(nn.Module):
             ).logits
         return out.float()
 
-    def forward(self, batch: dict[str, Tensor], objective: str | None = None) -> Tensor:
+    def forward(self, batch: dict[str, Tensor], objective: Objective | None = None) -> Tensor:
         """Sum over the target's tokens of the cross-entropy."""
         return F.cross_entropy(self.logits(batch), batch["labels"][batch["scored"]], reduction="sum")
 

@@ -81,8 +81,10 @@ class Task:
             config |= {"mean": float(scores.mean()), "std": float(scores.std(correction=0))}
             if not config["std"]:
                 raise InputError(f"all scores of the training data are {config['mean']:g}; there is nothing to learn")
-            if plan.metric_loss:
-                raise InputError(f"soft_{plan.metric_loss} is for classes; these pairs have scores: leave it out")
+            asked = f"soft_{plan.metric_loss}" if plan.metric_loss else plan.objective[0] if plan.objective else ""
+            asked = asked or ("vat" if plan.attack == "vat" else "")
+            if asked:
+                raise InputError(f"{asked} is for classes; these pairs have scores: leave it out")
         if choice.kind == "encoder":
             return EncoderMatcher(choice.reader(settings), labels, {**config, "pooling": settings.pooling})
         texts = [text for e in examples for text in (e.text_a, e.text_b)]

@@ -20,17 +20,18 @@ from danlu.data.sequences import pad_sequences
 from danlu.nn import AttentionPool1d
 from danlu.tasks.char_model import char_encoder, char_vector, split_text
 from danlu.tasks.encoder import Encoded, Encoder
-from danlu.tasks.text_classifier import TextClassifier, classification_loss
+from danlu.tasks.objective import Objective, classification_loss
+from danlu.tasks.text_classifier import TextClassifier
 from danlu.text import CharVocab
 
 __all__ = ["CharMatcher", "CharPairs", "EncoderMatcher"]
 
 
-def match_loss(model: Any, batch: dict[str, Tensor], objective: str | None) -> Tensor:
+def match_loss(model: Any, batch: dict[str, Tensor], objective: Objective | None) -> Tensor:
     """Sum over pairs of the cross-entropy, or of the squared error of the scores."""
-    logits = model.logits(batch)
     if model.labels:
-        return classification_loss(logits, batch["label"], objective)
+        return classification_loss(model, batch, objective)
+    logits = model.logits(batch)
     target = (batch["label"].float() - model.config["mean"]) / model.config["std"]  # (B,)
     return (logits[:, 0] - target).square().sum()
 
@@ -115,7 +116,7 @@ class CharMatcher(nn.Module):
         both = torch.cat([u, v, (u - v).abs(), u * v], -1)  # (B, 8 D)
         return self.output(self.dropout(both)).float()  # eq. (2)
 
-    def forward(self, batch: dict[str, Tensor], objective: str | None = None) -> Tensor:
+    def forward(self, batch: dict[str, Tensor], objective: Objective | None = None) -> Tensor:
         """Sum over pairs of the losses."""
         return match_loss(self, batch, objective)
 
@@ -140,7 +141,7 @@ class EncoderMatcher(TextClassifier):
         room = self.encoder.room(self.config["max_len"])
         return EncodedPairs(self.encoder, first, second, room, labels)
 
-    def forward(self, batch: dict[str, Tensor], objective: str | None = None) -> Tensor:
+    def forward(self, batch: dict[str, Tensor], objective: Objective | None = None) -> Tensor:
         """Sum over pairs of the losses."""
         return match_loss(self, batch, objective)
 

@@ -35,8 +35,8 @@ from torch import Tensor
 from danlu.data.corpus import TokenCorpus, Windows
 from danlu.data.errors import WorkError
 from danlu.optim import param_groups, piecewise_linear
-from danlu.tasks.fit import BETAS
 from danlu.tasks.folder import write_bytes
+from danlu.tasks.optimizers import BETAS
 from danlu.tasks.pretrain_spec import PretrainSettings, PretrainSpec
 from danlu.tasks.state import FitResult, TrainingState
 from danlu.text import Tokenizer, Transformer

@@ -27,11 +27,11 @@ from danlu.math.answer_metrics import answer_f1, answer_match, answer_scores
 from danlu.math.answer_vote import vote
 from danlu.math.metrics import calibration_bins, expected_calibration_error
 from danlu.tasks.encoder import load_encoder
-from danlu.tasks.fit import Settings
 from danlu.tasks.model_choice import Choice
 from danlu.tasks.read_models import DGCNNReading, EncoderReading
 from danlu.tasks.read_windows import Asked, CharWindows, EncoderWindows
 from danlu.tasks.scores import Scores
+from danlu.tasks.settings import Settings
 from danlu.tasks.tricks import Plan
 from danlu.text import CharVocab
 

@@ -12,6 +12,7 @@ from danlu.losses.multilabel import sparse_multilabel_cross_entropy
 from danlu.nn.global_pointer import EfficientGlobalPointer
 from danlu.nn.span_pointer import SpanPointer, best_spans, span_log_probs, span_nll
 from danlu.tasks.encoder import Encoder
+from danlu.tasks.objective import Objective
 from danlu.text import CharVocab
 from danlu.text.dgcnn_reader import DGCNNReader, ReaderOutput, reader_log_probs
 
@@ -57,7 +58,7 @@ class DGCNNReading(nn.Module):
         """Tables of which a batch touches few rows."""
         return list(self.reader.sparse_parameters())
 
-    def forward(self, batch: dict[str, Tensor], objective: str | None = None) -> Tensor:
+    def forward(self, batch: dict[str, Tensor], objective: Objective | None = None) -> Tensor:
         """Sum over characters of the focal losses of start and end."""
         out, mask = self._output(batch), batch["mask"]
         options = {"alpha": self.config["alpha"], "gamma": self.config["gamma"], "reduction": "sum"}
@@ -110,7 +111,7 @@ class EncoderReading(nn.Module):
         """What the embedding attacks move: the token table."""
         return self.encoder.attack_weights()
 
-    def forward(self, batch: dict[str, Tensor], objective: str | None = None) -> Tensor:
+    def forward(self, batch: dict[str, Tensor], objective: Objective | None = None) -> Tensor:
         """Sum over windows of the loss of start and end, or of all spans."""
         hidden, target, candidates = self.encoder(batch), batch["target"], batch["candidates"]
         if isinstance(self.head, SpanPointer):

@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from danlu.data.errors import InputError
-from danlu.tasks.fit import Settings
 from danlu.tasks.model_choice import Choice, choose_model
+from danlu.tasks.settings import Settings
 
 __all__ = ["Spec", "parse_settings"]
 

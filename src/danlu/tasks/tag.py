@@ -31,10 +31,10 @@ from danlu.math.metrics import (
 from danlu.math.tag_scheme import allowed_transitions, scheme_labels, spans, split_tag
 from danlu.tasks.char_model import CharSettings, char_config
 from danlu.tasks.encoder import load_encoder
-from danlu.tasks.fit import Settings
 from danlu.tasks.model_choice import Choice
 from danlu.tasks.piece_steps import StepWindows
 from danlu.tasks.scores import Scores
+from danlu.tasks.settings import Settings
 from danlu.tasks.tag_model import CharTagger, EncoderTagger, Sentence, Span, SpanTargets, Tagger
 from danlu.tasks.tag_reading import read_sentences, sequence_losses
 from danlu.tasks.tricks import Plan

@@ -24,6 +24,7 @@ from danlu.nn.memm import MEMM
 from danlu.nn.softmax_head import SoftmaxHead
 from danlu.tasks.char_model import char_encoder
 from danlu.tasks.encoder import Encoder
+from danlu.tasks.objective import Objective
 from danlu.tasks.piece_steps import Aligned, StepWindows, align, step_tags
 from danlu.tasks.windowed import Windowed
 from danlu.text import CharVocab
@@ -92,7 +93,7 @@ class Tagger(nn.Module):
         """Scores (B, H, S, S) of every type, first and last step, float32."""
         return self.head(*self.states(batch)).float()
 
-    def forward(self, batch: dict[str, Tensor], objective: str | None = None) -> Tensor:
+    def forward(self, batch: dict[str, Tensor], objective: Objective | None = None) -> Tensor:
         """Sum over sequences of the negative log-likelihood, eq. (1), or of the spans' loss, eq. (2)."""
         if self.points:
             scores = self.span_scores(batch).flatten(2)  # (B, H, S S)

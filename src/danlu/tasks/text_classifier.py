@@ -12,15 +12,14 @@ Shapes: B batch, T tokens, D features, K outputs.
 from dataclasses import dataclass
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from danlu.losses import soft_accuracy_loss, soft_f1_loss
 from danlu.nn.pooling import pool
 from danlu.tasks.encoder import Encoder
-from danlu.tasks.fit import Settings
+from danlu.tasks.objective import Objective, classification_loss
+from danlu.tasks.settings import Settings
 
-__all__ = ["POOLINGS", "TextClassifier", "TextClassifierSettings", "classification_loss"]
+__all__ = ["POOLINGS", "TextClassifier", "TextClassifierSettings"]
 POOLINGS = {"first": "cls", "mean": "mean"}
 
 
@@ -34,24 +33,6 @@ class TextClassifierSettings(Settings):
     dropout: float = 0.1
     warmup: float = 0.1
     pooling: str = "mean"  # a key of POOLINGS
-
-
-def classification_loss(logits: Tensor, target: Tensor, objective: str | None = None) -> Tensor:
-    """Sum over the batch of the cross-entropy, or the soft metric's loss times the batch's size.
-
-    Args:
-        logits: (B, K) float32.
-        target: (B,) int64.
-        objective: None, "f1" or "accuracy".
-
-    Returns:
-        Scalar.
-    """
-    if objective == "f1":
-        return soft_f1_loss(logits, target, average="macro") * len(target)
-    if objective == "accuracy":
-        return soft_accuracy_loss(logits, target) * len(target)
-    return F.cross_entropy(logits, target, reduction="sum")
 
 
 class TextClassifier(nn.Module):
@@ -78,6 +59,6 @@ class TextClassifier(nn.Module):
         vector = pool(self.encoder(batch), batch["mask"], POOLINGS[self.config["pooling"]])  # (B, D)
         return self.output(self.dropout(vector)).float()
 
-    def forward(self, batch: dict[str, Tensor], objective: str | None = None) -> Tensor:
+    def forward(self, batch: dict[str, Tensor], objective: Objective | None = None) -> Tensor:
         """Sum of the losses of a batch with "label"."""
-        return classification_loss(self.logits(batch), batch["label"], objective)
+        return classification_loss(self, batch, objective)

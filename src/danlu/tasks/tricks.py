@@ -14,18 +14,24 @@ from dataclasses import dataclass, replace
 from danlu.data.errors import InputError
 
 __all__ = [
+    "adafactor",
     "condition_lr",
     "constraints",
     "crf_lr",
+    "egdd",
     "ema",
     "fgm",
+    "gp",
     "head",
     "layer_decay",
+    "mixup",
     "noise",
     "pgd",
+    "rdrop",
     "soft_accuracy",
     "soft_f1",
     "token_replacement",
+    "vat",
 ]
 HEADS = {"tag": ("softmax", "memm", "bimemm", "crf", "global_pointer"), "triples": ("gplinker", "casrel")}  # by task
 
@@ -34,8 +40,10 @@ HEADS = {"tag": ("softmax", "memm", "bimemm", "crf", "global_pointer"), "triples
 class Plan:
     """What the switched-on tricks ask of the loop and of the model; the default is the plain run."""
 
-    attack: str | None = None  # "fgm", "pgd" or "noise": how the backward pass is made
-    epsilon: float = 0.0  # L2 length of the attack on the embedding table
+    attack: str | None = None  # "fgm", "pgd", "noise", "gp" or "vat": how the backward pass is made
+    epsilon: float = 0.0  # L2 length of the attack on the embedding table, or weight of the penalty
+    objective: tuple[str, float] | None = None  # "rdrop" or "mixup" and its alpha, in place of plain cross-entropy
+    optimizer: tuple[str, float] | None = None  # "adafactor" or "egdd" and its rate, in place of AdamW
     ema: float | None = None  # decay of the averaged weights that are evaluated and kept
     lr_rules: tuple[tuple[str, float], ...] = ()  # name pattern -> factor on the learning rate
     layer_decay: float | None = None  # factor on the rate of a transformer's layer, for each layer above it
@@ -77,6 +85,72 @@ def noise(plan: Plan, epsilon: float = 0.5) -> Plan:
     Source  kexue.fm/archives/7466
     """
     return replace(plan, attack="noise", epsilon=positive("epsilon", epsilon))
+
+
+def gp(plan: Plan, weight: float = 1.0) -> Plan:
+    """Add half the squared norm of the loss's gradient at the embeddings, times a weight, to the loss.
+
+    Slot    attack
+    Cost    2.0 x time
+    Tasks   classify match
+    Source  kexue.fm/archives/7234
+    """
+    return replace(plan, attack="gp", epsilon=positive("weight", weight))
+
+
+def vat(plan: Plan, epsilon: float = 1.0) -> Plan:
+    """Ask that the prediction stays when the embedding table moves by epsilon in the worst direction.
+
+    Slot    attack
+    Cost    3.2 x time
+    Tasks   classify match
+    Source  kexue.fm/archives/7466; Miyato et al., arXiv:1704.03976
+    """
+    return replace(plan, attack="vat", epsilon=positive("epsilon", epsilon))
+
+
+def rdrop(plan: Plan, alpha: float = 4.0) -> Plan:
+    """Read every text with two draws of dropout and ask that both predictions agree.
+
+    Slot    objective
+    Cost    1.9 x time
+    Tasks   classify match
+    Source  kexue.fm/archives/8496; Liang et al., arXiv:2106.14448
+    """
+    return replace(plan, objective=("rdrop", positive("alpha", alpha)))
+
+
+def mixup(plan: Plan, alpha: float = 0.2) -> Plan:
+    """Train on straight lines between the vectors of two texts and between their classes.
+
+    Slot    objective
+    Cost    1.0 x time
+    Tasks   classify match
+    Source  kexue.fm/archives/5693; Zhang et al., arXiv:1710.09412
+    """
+    return replace(plan, objective=("mixup", positive("alpha", alpha)))
+
+
+def adafactor(plan: Plan, lr: float = 0.02) -> Plan:
+    """Adafactor in place of AdamW: hardly any state; its rate is relative to the size of each matrix.
+
+    Slot    optimizer
+    Cost    1.2 x time
+    Tasks   tag classify match triples read generate
+    Source  kexue.fm/archives/7302; Shazeer and Stern, arXiv:1804.04235
+    """
+    return replace(plan, optimizer=("adafactor", positive("lr", lr)))
+
+
+def egdd(plan: Plan, lr: float = 0.5) -> Plan:
+    """Momentum that learns a step size for each weight, in place of AdamW.
+
+    Slot    optimizer
+    Cost    1.0 x time
+    Tasks   tag classify match triples read generate
+    Source  kexue.fm/archives/8968; Amid et al., arXiv:2202.00145
+    """
+    return replace(plan, optimizer=("egdd", positive("lr", lr)))
 
 
 def ema(plan: Plan, decay: float = 0.999) -> Plan:

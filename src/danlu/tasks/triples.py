@@ -26,9 +26,10 @@ from danlu.data.triples import Related, Relation, read_triples
 from danlu.math.metrics import score_from_counts
 from danlu.math.triple_metrics import triple_breakdown, triple_counts, triple_report
 from danlu.tasks.encoder import Encoder, load_encoder
-from danlu.tasks.fit import Settings
 from danlu.tasks.model_choice import Choice
+from danlu.tasks.objective import Objective
 from danlu.tasks.scores import Scores
+from danlu.tasks.settings import Settings
 from danlu.tasks.tricks import Plan
 from danlu.tasks.triple_windows import TripleWindows
 from danlu.text.casrel import CasRel
@@ -93,7 +94,7 @@ class TripleModel(nn.Module):
         casrel = examples is not None and self.config["head"] == "casrel"
         return TripleWindows(self.encoder, texts, room, room // 2, examples, numbers, casrel)
 
-    def forward(self, batch: dict[str, Tensor], objective: str | None = None) -> Tensor:
+    def forward(self, batch: dict[str, Tensor], objective: Objective | None = None) -> Tensor:
         """Sum over the windows (GPLinker) or their tokens (CasRel) of the loss."""
         hidden = self.dropout(self.encoder(batch))  # (B, T, D)
         if isinstance(self.head, CasRel):
