@@ -15,6 +15,7 @@ import pytest
 from house import ROOT, SRC
 
 READMES = ["README.md", "README.zh.md"]
+PAGES = ["docs/train.md"]  # whose Python runs from top to bottom, without files of its own
 FENCE = re.compile(
     r"^(?P<margin> *)(?P<fence>```+|~~~+)(?P<language>[\w+-]*)[^\n`]*\n(?P<code>.*?)^ *(?P=fence) *$", re.M | re.S
 )
@@ -152,6 +153,12 @@ def test_both_readmes_are_there_and_show_the_same_code():
 def test_python_of_the_readme_runs(block, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run_python(block.code, f"{READMES[0]}:{block.line}")
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_python_of_a_page_runs_from_top_to_bottom(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run_python("\n".join(block.code for block in readme(page, "python")), page)
 
 
 @pytest.mark.skipif(not CLI.read_text(encoding="utf-8").strip(), reason="danlu.cli is still empty")
