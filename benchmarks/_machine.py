@@ -6,9 +6,11 @@ import json
 import os
 import platform
 import shlex
+import statistics
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 
@@ -47,3 +49,14 @@ def write(path: Path | None, result: Mapping[str, object]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(f"written to {path}")
+
+
+def milliseconds(*functions: Callable[[], object], rounds: int) -> list[float]:
+    """Median of each, taken in turns so that a busy machine hits all alike; a first round is not counted."""
+    times: list[list[float]] = [[] for _ in functions]
+    for _ in range(rounds + 1):
+        for taken, function in zip(times, functions, strict=True):
+            began = time.perf_counter()
+            function()
+            taken.append(1e3 * (time.perf_counter() - began))
+    return [statistics.median(taken[1:]) for taken in times]

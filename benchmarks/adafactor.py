@@ -8,29 +8,15 @@ torch's also with foreach=True.
 import argparse
 import json
 import os
-import statistics
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from transformers.optimization import Adafactor as TransformersAdafactor
 
-from _machine import record, write
+from _machine import milliseconds, record, write
 from danlu.optim import Adafactor
 from danlu.optim._adafactor_blocks import kernel_for
-
-
-def milliseconds(*functions: Callable[[], object], rounds: int) -> list[float]:
-    """Median of each, taken in turns so that a busy machine hits all alike."""
-    times: list[list[float]] = [[] for _ in functions]
-    for _ in range(rounds + 1):
-        for taken, function in zip(times, functions, strict=True):
-            began = time.perf_counter()
-            function()
-            taken.append(1e3 * (time.perf_counter() - began))
-    return [statistics.median(taken[1:]) for taken in times]
 
 
 def bert_shapes(vocabulary: int, layers: int, dim: int = 768) -> list[tuple[int, ...]]:

@@ -7,28 +7,14 @@ for smaller sizes, on which ours is timed as well.
 
 import argparse
 import json
-import statistics
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from _machine import record, write
+from _machine import milliseconds, record, write
 from danlu.math import conv_norm
-
-
-def milliseconds(*functions: Callable[[], object], rounds: int) -> list[float]:
-    """Median of each, taken in turns so that a busy machine hits all alike; a first round is not counted."""
-    times: list[list[float]] = [[] for _ in functions]
-    for _ in range(rounds + 1):
-        for taken, function in zip(times, functions, strict=True):
-            began = time.perf_counter()
-            function()
-            taken.append(1e3 * (time.perf_counter() - began))
-    return [statistics.median(taken[1:]) for taken in times]
 
 
 def every_frequency(weight: Tensor, size: int) -> Tensor:
