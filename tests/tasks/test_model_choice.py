@@ -29,7 +29,7 @@ def test_paths(tiny_encoder):
     [
         ("dgcn", "no model 'dgcn'; did you mean dgcnn"),
         ("mini-hz", "no model 'mini-hz'; did you mean mini-zh"),
-        ("gone/folder", "no model 'gone/folder'; there are dgcnn, mini-zh, a folder"),
+        ("gone/folder", "no model 'gone/folder'; there are dgcnn, mini-zh, minilm, a folder"),
         ("dgcnn:0x64", "layers lie in 1 to 64 and the width in 8 to 4096"),
         ("dgcnn:4x4", "layers lie in 1 to 64 and the width in 8 to 4096"),
         ("bert:2x100", "a width above 64 is a multiple of 64"),

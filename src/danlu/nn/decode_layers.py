@@ -18,13 +18,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from danlu.math.activations import activation_name
 from danlu.nn._decode import decode_kernel
 from danlu.nn.kv_cache import KVCache
-from danlu.nn.packed_linear import KERNEL_ROWS, PackedLinear
+from danlu.nn.packed_linear import KERNEL_ROWS, PackedLinear, kernel_rows
 
 __all__ = ["DecodeLayer", "DecodeLayers"]
 
@@ -134,7 +135,7 @@ class DecodeLayers:
         kernel = decode_kernel()
         return (
             kernel is not None and self.activation in kernel.FORMS and x.shape == (cache.rows, self.dim)
-            and len(x) <= KERNEL_ROWS and cache.length < cache.capacity and kernel.attends(x, x)
+            and len(x) <= self._rows() and cache.length < cache.capacity and kernel.attends(x, x)
             and cache.sizes == (len(self._tensors), self.num_heads, self.key_dim, self.value_dim, self.dtype)
         )  # fmt: skip
 
@@ -153,7 +154,7 @@ class DecodeLayers:
         """
         if not self.takes(x, cache):
             raise ValueError(
-                f"this stack takes up to {KERNEL_ROWS} rows of {self.dim} features on the CPU and a cache of its "
+                f"this stack takes up to {self._rows()} rows of {self.dim} features on the CPU and a cache of its "
                 f"own sizes in {self.dtype}, with the kernel of danlu[fast]; got {tuple(x.shape)} on {x.device}. "
                 "Ask takes() first, and run the ordinary layers where it says no"
             )
@@ -175,6 +176,9 @@ class DecodeLayers:
             weight, bias = self._last
             out = F.layer_norm(out, (self.dim,), weight, bias, self.eps)  # eq. (2)
         return out.to(x.dtype)
+
+    def _rows(self) -> int:
+        return kernel_rows(self.dtype) if self.dtype == torch.bfloat16 else KERNEL_ROWS  # float32 gains by one call
 
     def _own_addresses(self) -> np.ndarray:
         if self._addresses is None:

@@ -2,14 +2,15 @@ r"""A linear layer for inference on the CPU whose weights are laid out once for 
 
     y = act(x W^T + b)                                                                                        (1)
 
-What (1) costs depends on the number M of rows of x. Below a dozen, the loop of decoding, everything waits for W to
-come from memory: a compiled kernel (numba, pip install "danlu[fast]") reads it once, in large pages, as it is or in
-bfloat16. Above, oneDNN multiplies with W in blocks of its own, made at the first such call and kept, and applies the
-activation while the results are in cache; `F.linear` makes these blocks anew at every call in bfloat16. On other
-devices, under torch.compile, for other dtypes, or where torch was built without oneDNN, `F.linear` does the work.
+Few rows, the loop of decoding, wait for W to come from memory: a compiled kernel (numba, pip install "danlu[fast]")
+reads it once, in large pages, as it is or in bfloat16. For more rows oneDNN multiplies with W in blocks of its own,
+made at the first such call and kept, and applies the activation while the results are in cache; `F.linear` makes these
+blocks anew at every call in bfloat16. On other devices, under torch.compile, and for other dtypes `F.linear` does the
+work.
 
-    float32 weights     M <= 8: kernel     else: oneDNN
-    bfloat16 weights    M <= 8: kernel     else: oneDNN (AMX, AVX512; F.linear on processors without)
+    float32 weights     M <= 1: kernel     else: oneDNN
+    bfloat16 weights    M <= 4: kernel     else: oneDNN (AMX, AVX512)
+    torch without oneDNN for the dtype     M <= 8: kernel     else: F.linear
 
 Inputs may be float32 or bfloat16, whatever the weights are; outputs have their dtype; sums run in float32. There are no
 parameters: W and b are buffers, `state_dict` holds them under nn.Linear's names, in the dtype of the packing.
@@ -31,9 +32,10 @@ from danlu.math.activations import activation as activation_of
 from danlu.math.activations import activation_name
 from danlu.nn._decode import decode_kernel
 
-__all__ = ["PackedLinear", "pack_linears"]
+__all__ = ["PackedLinear", "kernel_rows", "pack_linears"]
 
-KERNEL_ROWS = 8  # from here on arithmetic counts, and oneDNN's units are wider
+KERNEL_ROWS = 8  # above, arithmetic counts, and the kernel has only vectors
+ROWS_BESIDE_ONEDNN = {torch.float32: 1, torch.bfloat16: 4}  # above, oneDNN is faster; with float32 inputs less exact
 LARGE_PAGE = 1 << 21
 MADV_HUGEPAGE = 14
 POST_OPS = {  # activations that oneDNN applies while it writes: name, algorithm
@@ -147,7 +149,7 @@ class PackedLinear(nn.Module):
         ):
             return self._plain(x)
         rows = x.numel() // self.in_features
-        kernel = decode_kernel() if rows <= KERNEL_ROWS else None
+        kernel = decode_kernel() if rows <= kernel_rows(weight.dtype) else None
         if kernel is not None:
             if self.bias is not None and self._bias is None:
                 self._bias = self.bias.float()
@@ -220,6 +222,21 @@ def pack_linears(model: nn.Module, dtype: torch.dtype = torch.float32) -> nn.Mod
             if type(child) is nn.Linear:
                 setattr(parent, name, pack(child))
     return model
+
+
+def kernel_rows(dtype: torch.dtype) -> int:
+    """Up to how many rows the compiled kernel serves a single product.
+
+    Args:
+        dtype: of the weights, float32 or bfloat16.
+
+    Returns:
+        A number of rows.
+
+    >>> kernel_rows(torch.float32) in (1, KERNEL_ROWS)
+    True
+    """
+    return ROWS_BESIDE_ONEDNN[dtype] if _onednn(dtype) else KERNEL_ROWS
 
 
 def _onednn(dtype: torch.dtype) -> bool:

@@ -44,13 +44,13 @@ class Config:
     max_len: int = 128
     lr: float = 3e-4  # of the encoder
     head_lr: float = 1e-3
-    warmup: int = 50  # steps; then linear to 0
+    warmup_steps: int = 50  # then linear to 0
     bf16: bool = True  # autocast in training and evaluation
 
 
 SCALES = {
     "smoke": Config(
-        data="", model="bert:1x64", steps=25, batch_size=10, max_len=32, lr=2e-3, head_lr=1e-2, warmup=2, bf16=False
+        data="", model="bert:1x64", steps=25, batch_size=10, max_len=32, lr=2e-3, head_lr=1e-2, warmup_steps=2, bf16=False
     ),
     "full": Config(),
 }
@@ -91,7 +91,7 @@ def train(config: Config, arm: str, seed: int) -> dict[str, float]:
     ]
     optimizer = torch.optim.AdamW(groups, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min((step + 1) / config.warmup, 1 - step / config.steps)
+        optimizer, lambda step: min((step + 1) / config.warmup_steps, 1 - step / config.steps)
     )
     model.train()
     step = epoch = 0

