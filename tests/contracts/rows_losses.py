@@ -123,6 +123,22 @@ ROWS += [
     Row("ContrastiveLoss[infonce]", lambda: losses.ContrastiveLoss("infonce", 0.5, "all"), _views, ()),
 ]
 
+# cosent
+
+
+def _alike(dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+    return seeded(6, dtype=dtype).tanh(), torch.tensor([3.0, 0.5, 3.0, 5.0, 1.0, 2.0])
+
+
+def _pairs_of_vectors(dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+    return *_views(dtype), torch.tensor([1, 0, 1, 0])
+
+
+ROWS += [
+    Row("cosent_loss", lambda: partial(losses.cosent_loss, scale=2.0), _alike, ()),
+    Row("CoSENTLoss", lambda: losses.CoSENTLoss(2.0), _pairs_of_vectors, ()),
+]
+
 # task_weights, uncertainty, prior_loss
 
 

@@ -37,6 +37,7 @@ ROWS += [
     Row("gelu", lambda: math.gelu, _line, (9,)),
     Row("gelu[tanh]", lambda: lambda x: math.gelu(x, "tanh"), _line, (9,)),
     Row("gelu[sigmoid]", lambda: lambda x: math.gelu(x, "sigmoid"), _line, (9,)),
+    Row("gelu_odd", lambda: math.gelu_odd, _line, (9,)),
     Row("activation", lambda: math.activation("relu2"), _line, (9,), bfloat16_tolerance=0.1),
 ]
 
@@ -192,4 +193,143 @@ ROWS += [
         _kernel,
         (),
     ),
+]
+
+# ode_steps, ode_solve, least_squares, fisher
+
+
+def _ode_state(dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+    return (torch.tensor([[1.0, 0.5], [2.0, -1.0]]).to(dtype),)
+
+
+def _ode_turn(t: float, x: torch.Tensor) -> torch.Tensor:
+    return torch.stack((x[..., 1], -x[..., 0]), -1)
+
+
+def _ode_line(x: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    places = torch.arange(4.0)
+    return x[..., :1] * places + x[..., 1:] - torch.tensor([1.0, 3.0, 5.0, 7.5])
+
+
+_ODE_NO_COMPILE = "dual numbers, which dynamo leaves to eager"
+
+ROWS += [
+    Row("ode_step", lambda: lambda x: math.ode_step(_ode_turn, 0.0, x, 0.1), _ode_state, (2, 2)),
+    Row("ode_step[dopri5]", lambda: lambda x: math.ode_step(_ode_turn, 0.0, x, 0.1, "dopri5"), _ode_state, (2, 2)),
+    Row(
+        "ode_step[trapezoid]",
+        lambda: lambda x: math.ode_step(_ode_turn, 0.0, x, 0.1, "trapezoid"),
+        _ode_state,
+        (2, 2),
+        no_compile="Newton's steps end when they are small, and their Jacobians are taken by autograd",
+    ),
+    Row("solve_ode", lambda: lambda x: math.solve_ode(_ode_turn, x, (0.0, 0.5, 2.0), step=0.1), _ode_state, (3, 2, 2)),
+    Row(
+        "solve_ode[dopri5]",
+        lambda: lambda x: math.solve_ode(_ode_turn, x, (0.0, 0.5), "dopri5"),
+        _ode_state,
+        (2, 2, 2),
+        no_compile="the number of steps depends on the values",
+    ),
+    Row(
+        "rowwise_jacobian",
+        lambda: lambda x: math.rowwise_jacobian(torch.sin, x)[1],
+        _ode_state,
+        (2, 2, 2),
+        no_compile=_ODE_NO_COMPILE,
+    ),
+    Row(
+        "levenberg_marquardt",
+        lambda: lambda x: math.levenberg_marquardt(_ode_line, x).x,
+        _ode_state,
+        (2, 2),
+        no_compile=_ODE_NO_COMPILE,
+        no_bfloat16="least squares in eight bits of mantissa; start is float32 or better",
+    ),
+    Row(
+        "fisher_covariance",
+        lambda: math.fisher_covariance,
+        lambda dtype: (torch.tensor([[2.0, 0.5], [0.0, 1.0], [1.0, 1.0]]).to(dtype),),
+        (2, 2),
+    ),
+]
+
+# moments
+
+
+def _vectors(dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+    return (torch.randn(6, 3, generator=torch.Generator().manual_seed(0)).to(dtype),)
+
+
+ROWS += [
+    Row("moments", lambda: lambda x: math.moments(x).covariance.float(), _vectors, (3, 3)),
+    Row(
+        "merge_moments",
+        lambda: lambda x: math.merge_moments(math.moments(x[:2]), math.moments(x[2:])).covariance.float(),
+        _vectors,
+        (3, 3),
+    ),
+]
+
+# sphere, clusters of directions
+
+
+def _unit_rows(dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+    rows = torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(0))
+    return (rows[0] / rows[0].norm(dim=1, keepdim=True)).to(dtype), rows[1].to(dtype)
+
+
+def _groups(dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+    return torch.tensor([0, 0, 1, 2, 2]), torch.tensor([1, 1, 1, 0, 2])
+
+
+def _clusters(x: torch.Tensor) -> torch.Tensor:
+    return math.spherical_kmeans(x, 2, generator=torch.Generator().manual_seed(0)).centres
+
+
+ROWS += [
+    Row("tangent", lambda: math.tangent, _unit_rows, (4, 3)),
+    Row("angle_factor", lambda: math.angle_factor, _unit_rows, (4, 1)),
+    Row("retract", lambda: lambda x, g: math.retract(x, 0.1 * math.tangent(x, g)), _unit_rows, (4, 3)),
+    Row("retract[exp]", lambda: lambda x, g: math.retract(x, 0.1 * math.tangent(x, g), "exp"), _unit_rows, (4, 3)),
+    Row("spherical_kmeans", lambda: _clusters, _vectors, (2, 3), no_compile="loops until no item moves"),
+    Row("purity", lambda: lambda a, b: math.purity(a, b).float(), _groups, ()),
+    Row("adjusted_rand_index", lambda: lambda a, b: math.adjusted_rand_index(a, b).float(), _groups, ()),
+    Row(
+        "normalized_mutual_information",
+        lambda: lambda a, b: math.normalized_mutual_information(a, b).float(),
+        _groups,
+        (),
+    ),
+]
+
+# pseudo_inverse
+
+
+def _regular(dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+    return ((torch.eye(3) + 0.2 * torch.ones(2, 3, 3)).to(dtype),)
+
+
+ROWS += [
+    Row("iterative_pinv", lambda: lambda a: math.iterative_pinv(a, noise=1e-3), _regular, (2, 3, 3)),
+    Row("pseudo_inverse", lambda: lambda a: math.pseudo_inverse(a, 6), _regular, (2, 3, 3)),
+    Row("pinv_residual", lambda: lambda a: math.pinv_residual(a, torch.eye(3)), _regular, (2,)),
+]
+
+# eisner, chu_liu_edmonds, dependency_tree, constituency_tree
+
+
+def _arcs(dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+    scores = torch.randn(2, 4, 4, generator=torch.Generator().manual_seed(0)).to(dtype)
+    return scores, torch.tensor([[True, True, True, True], [True, False, True, False]])
+
+
+_NUMPY = "circles are contracted in numpy, one sentence after the other"
+ROWS += [
+    Row("eisner", lambda: math.eisner, _arcs, (2, 4)),
+    Row("eisner[several roots]", lambda: lambda s, m: math.eisner(s, m, False), _arcs, (2, 4)),
+    Row("chu_liu_edmonds", lambda: math.chu_liu_edmonds, _arcs, (2, 4), no_compile=_NUMPY),
+    Row("tree_score", lambda: lambda s, m: math.tree_score(s, torch.tensor([[2, 0, 2, 3]] * 2)), _arcs, (2,)),
+    Row("span_values", lambda: lambda s, m: math.span_values(s).float(), _arcs, (2, 4, 4)),
+    Row("cky", lambda: lambda s, m: math.cky(s, m.sum(1)), _arcs, (2, 4, 4)),
 ]

@@ -1,6 +1,7 @@
 """Contract rows of danlu.nn: one a public callable."""
 
 import functools
+from collections.abc import Callable
 
 import torch
 from contract import Row
@@ -355,3 +356,218 @@ ROWS += [
         (6, 5),
     ),
 ]
+
+# synthesizer, synthetic_scores
+
+
+def _rows_of_tokens(dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+    return _normal(2, 4, 6, dtype=dtype), _KEEP
+
+
+def _tables(dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+    return _normal(2, 4, 6, dtype=dtype), *(
+        _normal(*size, dtype=dtype) for size in ((2, 3, 6), (2, 3), (2, 3, 5), (2, 5))
+    )
+
+
+ROWS += [
+    Row(
+        f"SynthesizerAttention[{mode}]",
+        lambda mode=mode: nn.SynthesizerAttention(6, 2, mode, 6, rank=3),
+        _rows_of_tokens,
+        (2, 4, 6),
+    )
+    for mode in (*nn.SYNTHESIZER_MODES, "random+vanilla", "dense+factorized_random+factorized_dense")
+]
+ROWS += [
+    Row("dense_scores", lambda: nn.dense_scores, _tables, (2, 2, 4, 4)),
+    Row(
+        "factorized_dense_scores",
+        lambda: nn.factorized_dense_scores,
+        lambda dtype: (_normal(2, 4, 2, dtype=dtype), _normal(2, 4, 3, dtype=dtype)),
+        (2, 4, 4),
+    ),
+    Row(
+        "factorized_random_scores",
+        lambda: lambda a, b: nn.factorized_random_scores(a, b, 3),
+        lambda dtype: (_normal(2, 4, 3, dtype=dtype), _normal(2, 4, 3, dtype=dtype)),
+        (1, 2, 3, 3),
+    ),
+    Row(
+        "mix_scores",
+        lambda: lambda a, b, logits: nn.mix_scores([a, b], logits),
+        lambda dtype: (_normal(2, 2, 3, 3, dtype=dtype), _normal(1, 2, 3, 3, dtype=dtype), _normal(2, 2, dtype=dtype)),
+        (2, 2, 3, 3),
+    ),
+    Row(
+        "synthesizer_weights",
+        lambda: lambda scores, keep: nn.synthesizer_weights(scores, keep[:, None, None, :]),
+        lambda dtype: (_normal(2, 2, 4, 4, dtype=dtype), _KEEP),
+        (2, 2, 4, 4),
+    ),
+    Row(
+        "synthesizer_attention",
+        lambda: lambda scores, value, keep: nn.synthesizer_attention(scores, value, keep[:, None, None, :]),
+        lambda dtype: (_normal(1, 2, 4, 4, dtype=dtype), _normal(2, 2, 4, 3, dtype=dtype), _KEEP),
+        (2, 2, 4, 3),
+    ),
+]
+
+# ode_systems, ode_cell, ode_fit, ode_uncertainty, aquarium
+
+
+def _ode_amounts(*numbers: float) -> Callable[[torch.dtype], tuple[torch.Tensor, ...]]:
+    return lambda dtype: (0.0, torch.tensor([numbers, numbers]).to(dtype))
+
+
+def _ode_growth(dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+    times = torch.arange(1.0, 12.0)
+    return times, (nn.Logistic.solution(times, 1.0, 0.5, 9.0) + 0.1 * torch.sin(7 * times))[:, None].to(dtype)
+
+
+def _ode_fit(times: torch.Tensor, values: torch.Tensor) -> nn.ODEFit:
+    return nn.fit_ode(nn.Logistic(r=0.4, capacity=8.0), nn.Observations(times, values), torch.ones(1), step=1.0)
+
+
+def _ode_fitted(
+    draw: Callable[[nn.ODEFit, torch.Generator], torch.Tensor],
+) -> Callable[[], Callable[..., torch.Tensor]]:
+    return lambda: lambda *data: draw(_ode_fit(*data), torch.Generator().manual_seed(0)).float()
+
+
+_ODE_NO_COMPILE = "dual numbers and a loop that ends by itself; the solver inside may be compiled"
+
+ROWS += [
+    Row("ODESystem", lambda: nn.Logistic(r=0.1, capacity=5.0), _ode_amounts(2.0), (2, 1)),
+    Row("Logistic", lambda: nn.Logistic(r=0.1, capacity=5.0), _ode_amounts(2.0), (2, 1)),
+    Row(
+        "Competition", lambda: nn.Competition(r1=1, r2=2, a1=0.5, a2=1, b1=0.1, b2=0.2), _ode_amounts(2.0, 1.0), (2, 2)
+    ),
+    Row("PredatorPrey", lambda: nn.PredatorPrey(alpha=1, beta=1, gamma=2, delta=1), _ode_amounts(2.0, 1.0), (2, 2)),
+    Row("Pendulum", lambda: nn.Pendulum(stiffness=1.0, damping=0.1), _ode_amounts(0.5, -1.0), (2, 2)),
+    Row("Aquarium", lambda: nn.Aquarium(), _ode_amounts(0.5, 1.0, 5.0, 0.25, 0.125), (2, 5)),
+    Row("as_nitrogen", lambda: lambda t, x: nn.as_nitrogen(x, "NO3"), _ode_amounts(62.0), (2, 1)),
+    Row("first_crossing", lambda: lambda t, v: nn.first_crossing(t, v, 4.0), _ode_growth, (1,)),
+    Row(
+        "scan",
+        lambda: lambda x, y: nn.scan(lambda u, s, k: torch.tanh(u + s), y, x, mask=_KEEP),
+        lambda dtype: (_normal(2, 4, 3, dtype=dtype), _normal(2, 3, dtype=dtype)),
+        (2, 4, 3),
+    ),
+    Row(
+        "ODECell",
+        lambda: nn.ODECell(nn.Logistic(r=0.1, capacity=5.0), 0.5),
+        lambda dtype: (None, torch.tensor([[2.0], [3.0]]).to(dtype), 2),
+        (2, 1),
+    ),
+    Row(
+        "SolverRNN",
+        lambda: nn.SolverRNN(nn.Logistic(r=0.1, capacity=5.0), 0.5),
+        lambda dtype: (torch.tensor([[2.0], [3.0]]).to(dtype), None, 3),
+        (2, 3, 1),
+    ),
+    Row("fit_ode", _ode_fitted(lambda fit, g: fit.estimate), _ode_growth, (2,), no_compile=_ODE_NO_COMPILE),
+    Row(
+        "bootstrap_ode",
+        _ode_fitted(lambda fit, g: nn.bootstrap_ode(fit, 3, generator=g).estimate),
+        _ode_growth,
+        (3, 2),
+        no_compile=_ODE_NO_COMPILE,
+    ),
+    Row(
+        "profile_ode",
+        _ode_fitted(lambda fit, g: nn.profile_ode(fit, "r", 3)[0]),
+        _ode_growth,
+        (3,),
+        no_compile=_ODE_NO_COMPILE,
+    ),
+    Row(
+        "sample_ode",
+        _ode_fitted(lambda fit, g: nn.sample_ode(fit, 3, g)[0]),
+        _ode_growth,
+        (3, 2),
+        no_compile=_ODE_NO_COMPILE,
+    ),
+    Row(
+        "ode_band",
+        _ode_fitted(lambda fit, g: nn.ode_band(fit, torch.tensor([1.0, 2.0]), samples=5, generator=g)[1]),
+        _ode_growth,
+        (2, 1),
+        no_compile=_ODE_NO_COMPILE,
+    ),
+]
+
+# nystrom, linear attention and the kinds of attention
+
+
+def _heads_of_attention(dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+    return tuple(_normal(2, 2, 6, 4, dtype=dtype) * size for size in (1.0, 0.5, 2.0))
+
+
+ROWS += [
+    Row(
+        f"nystrom_attention[{mode}]",
+        functools.partial(
+            lambda mode: lambda q, k, v, keep: nn.nystrom_attention(q, k, v, 2, mask=keep, mode=mode, pinv=2),
+            mode,
+        ),
+        lambda dtype: (*_heads_of_attention(dtype), torch.arange(6) < torch.tensor([[6], [4]])),
+        (2, 2, 6, 4),
+    )
+    for mode in ("nystrom", "landmark", "double_softmax")
+]
+ROWS += [
+    Row(
+        "nystrom_factors",
+        lambda: lambda q, k: nn.nystrom_factors(q, k, 2, pinv=2),
+        lambda dtype: _heads_of_attention(dtype)[:2],
+        (2, 2, 6, 2),
+    ),
+    Row(
+        "NystromAttention",
+        lambda: nn.NystromAttention(4, 2, 2, 3, pinv=2),
+        lambda dtype: (_normal(2, 6, 4, dtype=dtype),),
+        (2, 6, 4),
+    ),
+    Row(
+        "segment_means",
+        lambda: lambda x: nn.segment_means(x, 4),
+        lambda dtype: _heads_of_attention(dtype)[:1],
+        (2, 2, 4, 4),
+    ),
+    Row("linear_attention", lambda: nn.linear_attention, _heads_of_attention, (2, 2, 6, 4)),
+    Row(
+        "linear_attention[causal]",
+        lambda: lambda q, k, v: nn.linear_attention(q, k, v, causal=True),
+        _heads_of_attention,
+        (2, 2, 6, 4),
+    ),
+    Row("elu_log_features", lambda: nn.elu_log_features, lambda dtype: (_normal(2, 4, dtype=dtype),), (2, 4)),
+    Row(
+        "favor_log_features",
+        lambda: nn.favor_log_features,
+        lambda dtype: (_normal(2, 4, dtype=dtype), _normal(3, 4, dtype=dtype)),
+        (2, 3),
+    ),
+    Row(
+        "orthogonal_projection",
+        lambda: lambda: nn.orthogonal_projection(3, 2, torch.Generator().manual_seed(0)),
+        lambda dtype: (),
+        (3, 2),
+        no_compile="draws from a generator",
+    ),
+]
+ROWS += [
+    Row(
+        f"{owner}[{kind}]",
+        functools.partial(lambda kind: nn.build_attention(kind, 4, 2, 2, 2, max_len=6), kind),
+        lambda dtype: (_normal(2, 6, 4, dtype=dtype), torch.arange(6) < torch.tensor([[6], [4]])),
+        (2, 6, 4),
+    )
+    for owner, kind in (
+        ("build_attention", "softmax"),
+        ("LowCostAttention", "nystrom"),
+        ("LowCostAttention", "performer"),
+        ("SyntheticAttention", "synthesizer_dense"),
+    )
+]  # fmt: skip

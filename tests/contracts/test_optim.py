@@ -120,8 +120,16 @@ ROWS = [
     Row("GradientAccumulation", lambda m: (accumulated(m), None)),
     Row("Lookahead", with_lookahead),
 ]
-# What asks for another loop (values instead of gradients, weights >= 0) keeps these promises in its own tests.
-OTHER_LOOP = {"ExponentiatedGradient", "ZerothOrder", "exponentiated_gradient_step", "zeroth_order_backward"}
+# What asks for another loop (values instead of gradients, weights >= 0, rows of length 1) keeps these promises in its
+# own tests.
+OTHER_LOOP = {
+    "ExponentiatedGradient",
+    "SphereSGD",
+    "ZerothOrder",
+    "exponentiated_gradient_step",
+    "normalize_rows_",
+    "zeroth_order_backward",
+}
 rows = pytest.mark.parametrize("row", ROWS, ids=[r.name for r in ROWS])
 
 

@@ -1,9 +1,13 @@
 """What `--model` names: sizes, built-in names, paths, fresh weights, and what is refused."""
 
+from dataclasses import replace
+
 import pytest
+import torch
 
 from danlu.data.errors import InputError
 from danlu.tasks import get_task
+from danlu.tasks.encoder import load_encoder
 from danlu.tasks.model_choice import choose_model
 from danlu.tasks.spec import Spec
 
@@ -80,6 +84,9 @@ def test_wide_models_learn_more_slowly(file, text, factor, tmp_path):
         ("bert:2x64", "min_count=3", "setting min_count is for --model dgcnn; bert:2x64 does not look at it"),
         ("bert:2x64", "init=random", "bert:2x64 has fresh weights anyway"),
         ("bert:2x64", "pooling=max", "setting pooling is mean or first, got 'max'"),
+        ("dgcnn", "attention=nystrom", "setting attention is for --model a transformer"),
+        ("bert:2x64", "attention=nistrom", "setting attention is one of softmax, nystrom, .*; got 'nistrom'"),
+        ("bert:2x64", "gelu=exact", "setting gelu is erf or tanh or sigmoid, got 'exact'"),
     ],
 )
 def test_settings_that_a_model_does_not_look_at(model, setting, message):
@@ -91,3 +98,35 @@ def test_a_light_network_is_no_transformer():
     choice = choose_model("dgcnn")
     with pytest.raises(InputError, match="this needs a transformer, --model dgcnn is none"):
         choice.encoder(get_task("classify").defaults)
+
+
+@pytest.mark.parametrize(
+    ("model", "attention", "init"),
+    [("mini-zh", "nystrom", "pretrained"), ("mini-zh", "performer", "pretrained"),
+     ("tiny", "synthesizer_random", "random"), ("bert:1x16", "synthesizer_dense", "pretrained")],
+)  # fmt: skip
+def test_another_attention_and_gelu_are_kept_in_the_folder(model, attention, init, tmp_path, tiny_encoder):
+    """A pretrained model keeps its weights under attention that has none of its own."""
+    settings = replace(get_task("classify").encoder_defaults, attention=attention, gelu="sigmoid", init=init)
+    encoder = choose_model(str(tiny_encoder) if model == "tiny" else model).encoder(settings).eval()
+    assert (encoder.config.attention, encoder.config.activation) == (attention, "gelu_sigmoid")
+    if init == "pretrained" and model == "mini-zh":
+        plain = choose_model(model).encoder(get_task("classify").encoder_defaults)
+        weights = encoder.transformer.state_dict()
+        assert all(torch.equal(weights[name], value) for name, value in plain.transformer.state_dict().items())
+    encoder.save(tmp_path)
+    again, batch = load_encoder(tmp_path), {"ids": torch.tensor([[2, 9, 8, 3]]), "mask": torch.ones(1, 4).bool()}
+    torch.testing.assert_close(again(batch), encoder(batch))
+
+
+@pytest.mark.parametrize(
+    ("model", "attention", "message"),
+    [("tiny", "synthesizer_random", "weights of its own .*; give --set init=random"),
+     ("mini-zh", "synthesizer_random", "--attention synthesizer_random: .*roformer needs 'softmax' here"),
+     ("nezha:1x16", "nystrom", "--attention nystrom: .*nezha needs 'softmax' here")],
+)  # fmt: skip
+def test_attention_that_a_model_cannot_have(model, attention, message, tiny_encoder):
+    with pytest.raises(InputError, match=message):
+        choose_model(str(tiny_encoder) if model == "tiny" else model).encoder(
+            replace(get_task("classify").encoder_defaults, attention=attention)
+        )

@@ -132,6 +132,15 @@ Set = Annotated[
     list[str] | None,
     typer.Option("--set", help="a setting, repeatable: --set epochs=3 --set lr=1e-3", metavar="NAME=VALUE"),
 ]
+Attention = Annotated[
+    str | None,
+    typer.Option(
+        "--attention",
+        help="of a transformer: softmax, nystrom, performer, linear, synthesizer_dense ... (docs/attention.md)",
+        metavar="A",
+    ),
+]
+Gelu = Annotated[str | None, typer.Option("--gelu", help="of a transformer: erf, tanh or sigmoid", metavar="G")]
 Resume = Annotated[bool, typer.Option("--resume", help="go on with an unfinished run")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace an earlier result")]
 DeviceOption = Annotated[Device, typer.Option("--device")]
@@ -140,7 +149,7 @@ PrecisionOption = Annotated[
 ]
 Threads = Annotated[int | None, typer.Option("--threads", min=1, max=1024, help="threads of one process")]
 OnBadRows = Annotated[BadRows, typer.Option("--on-bad-rows", help="skipped rows are counted and listed")]
-Format = Annotated[str, typer.Option("--format", help="auto, jsonl, csv, tsv, conll or segmented")]
+Format = Annotated[str, typer.Option("--format", help="auto, jsonl, csv, tsv, txt, conll or segmented")]
 Family = Annotated[
     str | None, typer.Option("--family", help="bert, roformer, t5.1.1 ... where the files do not tell", metavar="F")
 ]

@@ -19,7 +19,7 @@ from rich.text import Text
 
 __all__ = [
     "Progress", "print_ablation", "print_data", "print_data_card", "print_demo", "print_page", "print_predictions",
-    "print_recipe", "print_rows", "print_scores", "print_training",
+    "print_recipe", "print_rows", "print_scores", "print_training", "print_vectors_file",
 ]  # fmt: skip
 VERDICT_STYLE = {"helps": "bold green", "hurts": "bold red", "no evidence": "dim", "too few seeds": "dim"}
 
@@ -253,6 +253,15 @@ def print_predictions(
         except BrokenPipeError:  # the reader has what it wanted
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return
+
+
+def print_vectors_file(written: Mapping[str, Any], as_json: bool = False) -> None:
+    """What `danlu predict --out` wrote."""
+    if as_json:
+        return dump(written)
+    empty = f" ({written['empty']:,} of empty texts are nan)" if written["empty"] else ""
+    print(f"wrote {written['rows']:,} vectors of {written['features']:,} numbers{empty} to {written['file']}")
+    return None
 
 
 def verdict_table(record: Mapping[str, Any]) -> Table | Text:

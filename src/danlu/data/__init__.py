@@ -1,5 +1,6 @@
 """Readers of the user's files, examples, embedded data sets."""
 
+from danlu.data.conllu import Parsed, read_conllu
 from danlu.data.corpus import TokenCorpus, Windows, write_corpus
 from danlu.data.embedded import (
     Splits,
@@ -14,6 +15,7 @@ from danlu.data.ledger import BadRow, Corpus
 from danlu.data.pairs import Condition, Pair, read_condition, read_pairs
 from danlu.data.pairs_labelled import LabelledPair, read_labelled_pairs
 from danlu.data.reading import Answer, Question, read_questions
+from danlu.data.sentences import TextGroup, read_sentences, text_groups
 from danlu.data.sequences import (
     IndexedLines,
     longest_common_subsequence,
@@ -32,8 +34,10 @@ from danlu.data.tagged import Labelled, Tagged, join_tokens
 from danlu.data.tagging import read_tagged
 from danlu.data.texts import read_texts
 from danlu.data.triples import Related, Relation, read_triples
+from danlu.data.word_pairs import Analogy, read_analogies, read_word_pairs
 
 __all__ = [
+    "Analogy",
     "Answer",
     "BadRow",
     "Condition",
@@ -43,6 +47,7 @@ __all__ = [
     "Labelled",
     "LabelledPair",
     "Pair",
+    "Parsed",
     "Question",
     "Related",
     "Relation",
@@ -51,6 +56,7 @@ __all__ = [
     "StreamError",
     "StreamLoader",
     "Tagged",
+    "TextGroup",
     "TokenCorpus",
     "Windows",
     "WorkError",
@@ -63,16 +69,21 @@ __all__ = [
     "longest_common_substring",
     "pad_sequences",
     "parallel_map",
+    "read_analogies",
     "read_condition",
+    "read_conllu",
     "read_items",
     "read_labelled",
     "read_labelled_pairs",
     "read_pairs",
     "read_questions",
+    "read_sentences",
     "read_tagged",
     "read_texts",
     "read_triples",
+    "read_word_pairs",
     "segment_text",
+    "text_groups",
     "to_half_width",
     "truncate",
     "truncate_longest_first",

@@ -12,7 +12,7 @@ Source: own definitions; the names are those of AFQMC, OCNLI, LCQMC, QQP and SNL
 Shapes: no tensors.
 """
 
-import math
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -86,10 +86,10 @@ def read_labelled_pairs(
         rows = chain([first], rows)
 
     def take(number: int, row: dict[str, Any]) -> LabelledPair:
-        text_a, text_b = (need_text(need(row, name), name) for name in _names(row))
+        text_a, text_b = (need_text(need(row, name), name) for name in names_of_pair(row))
         value = need(row, target)
         if target == "score":
-            return LabelledPair(text_a, text_b, "", _score(value), number)
+            return LabelledPair(text_a, text_b, "", score_number(value), number)
         label = class_label(value, "label")
         if label in unlabelled:
             raise RowError("label", f"{label!r} says that there is no class")
@@ -98,14 +98,14 @@ def read_labelled_pairs(
     return ledger.close(ledger.gather(rows, take), kind, target if target in TARGETS else "label")
 
 
-def _names(row: dict[str, Any]) -> tuple[str, str]:
+def names_of_pair(row: dict[str, Any]) -> tuple[str, str]:
     """Which of the names the row's texts have; the first pair where it has none."""
     return next((pair for pair in PAIR_NAMES if pair[0] in row and pair[1] in row), PAIR_NAMES[0])
 
 
 def _check_columns(row: dict[str, Any], target: str, ledger: Ledger) -> None:
     found = f"found {', '.join(repr(name) for name in list(row)[:8])} (the first line must name the columns)"
-    if _names(row)[0] not in row or _names(row)[1] not in row:
+    if any(name not in row for name in names_of_pair(row)):
         raise ledger.fault(f"no columns for the two texts, text_a and text_b (or {_listed(PAIR_NAMES[1:])}); {found}")
     wanted = TARGETS if target == "auto" else (target,)
     if not any(name in row for name in wanted):
@@ -116,12 +116,13 @@ def _listed(pairs: Iterable[tuple[str, str]]) -> str:
     return ", ".join(f"{a} and {b}" for a, b in pairs)
 
 
-def _score(value: Any) -> float:
+def score_number(value: Any, name: str = "score") -> float:
+    """A score as a finite number, from a number or a text that spells one; else a RowError."""
     if isinstance(value, str):
         try:
             value = float(value)
         except ValueError:
-            raise RowError("score", f"expected a number, got {value[:40]!r}") from None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise RowError("score", f"expected a finite number, got {value!r}")
+            raise RowError(name, f"expected a number, got {value[:40]!r}") from None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
+        raise RowError(name, f"expected a finite number, got {str(value)[:40]}")
     return float(value)

@@ -6,8 +6,8 @@ character that came from the user's data. The policy also admits only the page's
 
 A section stands where its key is in the record; a missing, None or empty key drops it. Keys of a training record
 (`kind` "train"): title, command, task, created, danlu, machine, settings, data, parameters, metrics, log, transitions,
-confusion, calibration, worst, triples, reading, samples, control, exposure, seconds. Of an ablation (`kind`
-"ablation"): title, command, task, metric, seeds, examples, evaluated_on, arms, failed, data, machine, settings,
+confusion, calibration, similarities, worst, triples, reading, samples, control, exposure, seconds. Of an ablation
+(`kind` "ablation"): title, command, task, metric, seeds, examples, evaluated_on, arms, failed, data, machine, settings,
 created, danlu, seconds, notes.
 
 Source: none, ours. Shapes: records are what json.load returns, NaN and None where nothing was measured.
@@ -99,6 +99,7 @@ def training_page(record: Record, links: Links = ()) -> str:
         confusion=confusion(record.get("confusion")),
         transitions=transitions(record.get("transitions")),
         calibration=calibration(record.get("calibration")),
+        similarities=similarities(record.get("similarities")),
         worst=worst(record.get("worst") or []),
         triples=triples(record.get("triples")),
         reading=reading(record.get("reading") or []),
@@ -464,6 +465,31 @@ def calibration(record: Record | None) -> dict[str, Any] | None:
         return None
     told = f"Reliability diagram of {len(bins)} bins, expected calibration error {formats.number(record.get('ece'))}"
     return {"svg": charts.reliability_diagram(bins, told), "bins": bins, "ece": record.get("ece")}
+
+
+def similarities(record: Record | None) -> dict[str, Any] | None:
+    """Cosines of the pairs that are alike and of those that are not, as steps over the bins."""
+    groups = [g for g in (record or {}).get("groups") or [] if isinstance(g, Mapping) and g.get("share")]
+    if not record or not groups:
+        return None
+    edges = record.get("edges") or []
+    lines = []
+    for group in groups:
+        heights = [finite(v) for v in group["share"]]
+        if len(edges) != len(heights) + 1:
+            raise ValueError(f"a histogram of {len(heights)} bins needs {len(heights) + 1} edges, got {len(edges)}")
+        steps = [
+            (x, math.nan if height is None else 100 * height)
+            for left, right, height in zip(edges, edges[1:], heights, strict=False)
+            for x in (left, right)
+        ]
+        lines.append(charts.Series(str(group.get("name")), [(edges[0], 0.0), *steps, (edges[-1], 0.0)]))
+    told = "; ".join(
+        f"{g.get('name')}: {formats.count(g.get('pairs'))} pairs, mean cosine {formats.number(g.get('mean'))}"
+        for g in groups
+    )
+    svg = charts.line_chart(lines[:3], f"Cosines of pairs. {told}", "cosine", "% of the pairs", log=False, width=560)
+    return {"svg": svg, "groups": groups, "middle": record.get("middle")}
 
 
 def worst(examples: Sequence[Record]) -> dict[str, Any]:

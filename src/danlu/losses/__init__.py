@@ -2,6 +2,7 @@
 
 from danlu.losses.contrastive import contrastive_stats, flat_nce, info_nce
 from danlu.losses.contrastive_pairs import ContrastiveLoss, Scores, contrastive_scores
+from danlu.losses.cosent import CoSENTLoss, cosent_loss
 from danlu.losses.focal import focal_loss
 from danlu.losses.multilabel import multilabel_cross_entropy, sparse_multilabel_cross_entropy
 from danlu.losses.power_activation import power_binary_cross_entropy, power_sigmoid
@@ -12,6 +13,7 @@ from danlu.losses.task_weights import LossRatio, geometric_mean_loss, loss_ratio
 from danlu.losses.uncertainty import UncertaintyLoss, uncertainty_loss
 
 __all__ = [
+    "CoSENTLoss",
     "ContrastiveLoss",
     "LossRatio",
     "Scores",
@@ -20,6 +22,7 @@ __all__ = [
     "class_prior_loss",
     "contrastive_scores",
     "contrastive_stats",
+    "cosent_loss",
     "flat_nce",
     "focal_loss",
     "geometric_mean_loss",

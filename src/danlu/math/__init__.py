@@ -4,8 +4,14 @@ from danlu.math.activations import activation, activation_name, gelu
 from danlu.math.answer_metrics import answer_f1, answer_match, answer_scores, answer_segments
 from danlu.math.answer_vote import vote
 from danlu.math.attention_normalize import attention_normalize, softmax_plus_scale
+from danlu.math.chain_trees import CHAINS, chain_heads, chain_tree
+from danlu.math.chu_liu_edmonds import chu_liu_edmonds
+from danlu.math.cluster_metrics import adjusted_rand_index, normalized_mutual_information, purity
+from danlu.math.constituency_tree import cky, span_values, spans_tree, top_down_tree
 from danlu.math.conv_norm import conv_norm, conv_norm_bound, reshaped_norm
-from danlu.math.correlation import pearson, spearman
+from danlu.math.correlation import pearson, spearman, spearman_influence
+from danlu.math.dependency_tree import is_projective, is_tree, tree_score
+from danlu.math.eisner import eisner
 from danlu.math.evidence_features import (
     evidence_features,
     passage_overlap,
@@ -13,6 +19,8 @@ from danlu.math.evidence_features import (
     window_edit_similarity,
     window_jaccard,
 )
+from danlu.math.fisher import fisher_covariance
+from danlu.math.gelu_fit import GELU_ODD5, gelu_fit, gelu_odd, gelu_odd_error, gelu_series, gelu_table
 from danlu.math.generation_metrics import bleu, distinct_n, lcs_length, position_accuracy, rouge_l, rouge_n
 from danlu.math.gradient_gram import gram_matrix
 from danlu.math.gradient_weights import (
@@ -22,6 +30,7 @@ from danlu.math.gradient_weights import (
     pcgrad_weights,
     primary_weights,
 )
+from danlu.math.least_squares import LeastSquares, levenberg_marquardt, rowwise_jacobian
 from danlu.math.metrics import (
     CalibrationBin,
     Report,
@@ -40,7 +49,12 @@ from danlu.math.metrics import (
     tag_accuracy,
 )
 from danlu.math.min_norm_point import min_norm_weights
+from danlu.math.minimax import MinimaxFit, largest_error, least_squares_fit, minimax_fit
+from danlu.math.moments import Moments, all_reduce_moments, merge_moments, moments
 from danlu.math.nonnegative_minimum import nonnegative_minimum
+from danlu.math.ode_solve import solve_ode
+from danlu.math.ode_steps import ODE_METHODS, ode_step
+from danlu.math.pseudo_inverse import PseudoInverse, iterative_pinv, pinv_residual, pinv_step_bound, pseudo_inverse
 from danlu.math.reduce import reduce_loss
 from danlu.math.relaxation import (
     gumbel_max,
@@ -72,6 +86,9 @@ from danlu.math.smooth_step import (
 )
 from danlu.math.smooth_topk import TOPK_METHODS, smooth_topk
 from danlu.math.soft_confusion import soft_confusion
+from danlu.math.sphere import angle_factor, retract, tangent
+from danlu.math.spherical_kmeans import SphericalClusters, spherical_kmeans
+from danlu.math.student_t import student_t_quantile
 from danlu.math.tag_scheme import (
     SCHEMES,
     allowed_transitions,
@@ -85,30 +102,57 @@ from danlu.math.tag_scheme import (
     tags_from_spans,
 )
 from danlu.math.task_direction import direction_weights
+from danlu.math.tree_metrics import (
+    AttachmentScores,
+    attachment_counts,
+    attachment_scores,
+    bracket_f1,
+    subtree_spans,
+    tree_spans,
+)
 from danlu.math.triple_metrics import overlap_kinds, triple_breakdown, triple_counts, triple_report
 
 __all__ = [
+    "CHAINS",
+    "GELU_ODD5",
+    "ODE_METHODS",
     "SCHEMES",
     "TOPK_METHODS",
+    "AttachmentScores",
     "CalibrationBin",
+    "LeastSquares",
+    "MinimaxFit",
+    "Moments",
+    "PseudoInverse",
     "Report",
     "Score",
+    "SphericalClusters",
     "accuracy",
     "activation",
     "activation_name",
+    "adjusted_rand_index",
+    "all_reduce_moments",
     "allowed_transitions",
+    "angle_factor",
     "answer_f1",
     "answer_match",
     "answer_scores",
     "answer_segments",
+    "attachment_counts",
+    "attachment_scores",
     "attention_normalize",
     "bleu",
+    "bracket_f1",
     "calibration_bins",
     "chain_backward",
     "chain_entropy",
     "chain_forward",
+    "chain_heads",
     "chain_inputs",
     "chain_marginals",
+    "chain_tree",
+    "chu_liu_edmonds",
+    "cky",
     "class_report",
     "confusion_matrix",
     "conv_norm",
@@ -118,31 +162,53 @@ __all__ = [
     "direction_weights",
     "distinct_n",
     "dual_cone_weights",
+    "eisner",
     "evidence_features",
     "expected_calibration_error",
     "f1_from_counts",
+    "fisher_covariance",
     "gelu",
+    "gelu_fit",
+    "gelu_odd",
+    "gelu_odd_error",
+    "gelu_series",
+    "gelu_table",
     "gradient_cosines",
     "gram_matrix",
     "gumbel_max",
     "gumbel_softmax",
     "hard_forward",
     "illegal_steps",
+    "is_projective",
+    "is_tree",
+    "iterative_pinv",
+    "largest_error",
     "lcs_length",
+    "least_squares_fit",
+    "levenberg_marquardt",
     "logsumexp",
     "longest_repeat",
     "loop_counts",
     "loop_period",
+    "merge_moments",
     "min_norm_weights",
+    "minimax_fit",
+    "moments",
     "nonnegative_minimum",
+    "normalized_mutual_information",
     "normalized_weights",
+    "ode_step",
     "overlap_kinds",
     "passage_overlap",
     "pcgrad_weights",
     "pearson",
+    "pinv_residual",
+    "pinv_step_bound",
     "position_accuracy",
     "power_iteration",
     "primary_weights",
+    "pseudo_inverse",
+    "purity",
     "question_overlap",
     "reduce_loss",
     "relaxed_bernoulli",
@@ -150,8 +216,10 @@ __all__ = [
     "repair_tags",
     "report_from_counts",
     "reshaped_norm",
+    "retract",
     "rouge_l",
     "rouge_n",
+    "rowwise_jacobian",
     "scheme_labels",
     "score_from_counts",
     "seq_rep_n",
@@ -171,17 +239,28 @@ __all__ = [
     "smooth_topk",
     "soft_confusion",
     "softmax_plus_scale",
+    "solve_ode",
     "span_confusion",
     "span_counts",
     "span_report",
+    "span_values",
     "spans",
+    "spans_tree",
     "spearman",
+    "spearman_influence",
+    "spherical_kmeans",
     "split_tag",
     "straight_through_bernoulli",
     "straight_through_onehot",
+    "student_t_quantile",
+    "subtree_spans",
     "tag_accuracy",
     "tags_from_spans",
+    "tangent",
+    "top_down_tree",
     "top_singular",
+    "tree_score",
+    "tree_spans",
     "triple_breakdown",
     "triple_counts",
     "triple_report",

@@ -5,8 +5,9 @@ r"""Activations by the names that checkpoints give them, and the three forms of 
     sigmoid    x sigma(1.702 x)                                                                  (3)
 
 Phi is the normal distribution function, sigma the logistic one. (2) stays within 4.8e-4 of (1), (3) within 2.1e-2;
-1.702 is the minimax constant for Phi, not for x Phi, whose own would be 1.7729. A checkpoint keeps the form that it was
-trained with: Google's BERT, GPT and GPT-2 use (2), HuggingFace's and bert4keras' BERT (1), CLIP (3).
+1.702 is the minimax constant for Phi, not for x Phi, whose own would be 1.7729 (`danlu.math.gelu_fit` derives all of
+them). A checkpoint keeps the form that it was trained with: Google's BERT, GPT and GPT-2 use (2), HuggingFace's and
+bert4keras' BERT (1), CLIP (3).
 
 Torch gives nan at -inf in all three forms and, for (1), at +inf too. `gelu` gives their limits, 0 and inf. `activation`
 hands out torch's own kernels without that guard, which would cost a pass over the hidden states of every layer.

@@ -1,6 +1,8 @@
 """Layers: one method a file."""
 
+from danlu.nn.aquarium import Aquarium, as_nitrogen, first_crossing
 from danlu.nn.attention import AttentionContext, MultiHeadAttention, attend, causal_mask, unilm_mask
+from danlu.nn.attention_kinds import ATTENTIONS, LowCostAttention, SyntheticAttention, build_attention
 from danlu.nn.attention_pool import AttentionPool1d, attention_pool
 from danlu.nn.conditional_norm import Norm
 from danlu.nn.crf import CRF, crf_log_partition, crf_marginals, crf_nll
@@ -12,7 +14,16 @@ from danlu.nn.feed_forward import FeedForward
 from danlu.nn.gated_attention_unit import GatedAttentionUnit
 from danlu.nn.global_pointer import EfficientGlobalPointer, GlobalPointer, decode_spans
 from danlu.nn.kv_cache import KVCache
+from danlu.nn.landmarks import segment_means
+from danlu.nn.linear_attention import elu_log_features, favor_log_features, linear_attention, orthogonal_projection
 from danlu.nn.memm import MEMM, memm_chain, memm_nll
+from danlu.nn.nystrom import nystrom_attention
+from danlu.nn.nystrom_factors import NystromFactors, nystrom_factors
+from danlu.nn.nystrom_layer import NystromAttention
+from danlu.nn.ode_cell import ODECell, SolverRNN, scan
+from danlu.nn.ode_fit import Observations, ODEFit, fit_ode
+from danlu.nn.ode_systems import Competition, Logistic, ODESystem, Pendulum, PredatorPrey
+from danlu.nn.ode_uncertainty import bootstrap_ode, ode_band, profile_ode, sample_ode
 from danlu.nn.packed_attention import packed_attention
 from danlu.nn.packed_linear import PackedLinear, pack_linears
 from danlu.nn.pooling import pool
@@ -29,12 +40,19 @@ from danlu.nn.softmax_head import SoftmaxHead, softmax_nll
 from danlu.nn.span_pointer import SpanPointer, best_spans, span_log_probs, span_nll
 from danlu.nn.spectral_norm import SpectralNorm, spectral_norm
 from danlu.nn.steering import add_condition, bake, condition, guided_logits
+from danlu.nn.synthesizer import SYNTHESIZER_MODES, SynthesizerAttention, synthesizer_attention, synthesizer_weights
+from danlu.nn.synthetic_scores import dense_scores, factorized_dense_scores, factorized_random_scores, mix_scores
 
 __all__ = [
-    "AttentionContext",
-    "AttentionPool1d",
+    "ATTENTIONS",
     "CRF",
     "DGCNN",
+    "MEMM",
+    "SYNTHESIZER_MODES",
+    "Aquarium",
+    "AttentionContext",
+    "AttentionPool1d",
+    "Competition",
     "DecodeLayer",
     "DecodeLayers",
     "DilatedGatedConv1d",
@@ -43,20 +61,35 @@ __all__ = [
     "GatedAttentionUnit",
     "GlobalPointer",
     "KVCache",
-    "MEMM",
+    "Logistic",
+    "LowCostAttention",
     "MultiHeadAttention",
     "Norm",
+    "NystromAttention",
+    "NystromFactors",
+    "ODECell",
+    "ODEFit",
+    "ODESystem",
+    "Observations",
     "PackedLinear",
+    "Pendulum",
+    "PredatorPrey",
     "SelfTerminatingHead",
     "SoftmaxHead",
+    "SolverRNN",
     "SpanPointer",
     "SpectralNorm",
+    "SynthesizerAttention",
+    "SyntheticAttention",
     "add_condition",
     "apply_rotary",
+    "as_nitrogen",
     "attend",
     "attention_pool",
     "bake",
     "best_spans",
+    "bootstrap_ode",
+    "build_attention",
     "causal_mask",
     "clipped_distances",
     "condition",
@@ -64,23 +97,42 @@ __all__ = [
     "crf_marginals",
     "crf_nll",
     "decode_spans",
+    "dense_scores",
     "dropout",
+    "elu_log_features",
+    "factorized_dense_scores",
+    "factorized_random_scores",
+    "favor_log_features",
+    "first_crossing",
+    "fit_ode",
     "guaranteed_steps",
     "guided_logits",
     "hierarchical_positions",
+    "linear_attention",
     "memm_chain",
     "memm_nll",
+    "mix_scores",
+    "nystrom_attention",
+    "nystrom_factors",
+    "ode_band",
+    "orthogonal_projection",
     "pack_linears",
     "packed_attention",
     "pool",
+    "profile_ode",
     "rotary_angles",
+    "sample_ode",
     "sample_paths",
+    "scan",
+    "segment_means",
     "self_terminating_log_probs",
     "sinusoidal_positions",
     "softmax_nll",
     "span_log_probs",
     "span_nll",
     "spectral_norm",
+    "synthesizer_attention",
+    "synthesizer_weights",
     "t5_buckets",
     "unilm_mask",
     "viterbi",

@@ -10,6 +10,7 @@ from danlu.optim.lion import Lion, Tiger
 from danlu.optim.lookahead import Lookahead
 from danlu.optim.param_groups import LayerDecay, param_groups
 from danlu.optim.schedule import piecewise_linear
+from danlu.optim.sphere_sgd import SphereSGD, normalize_rows_
 from danlu.optim.step_size_scale import StepSizeScale
 from danlu.optim.zeroth_order import ZerothOrder, zeroth_order_backward
 
@@ -24,12 +25,14 @@ __all__ = [
     "LayerDecay",
     "Lion",
     "Lookahead",
+    "SphereSGD",
     "StepSizeScale",
     "Tiger",
     "ZerothOrder",
     "decay_from_half_life",
     "exponentiated_gradient_step",
     "half_life",
+    "normalize_rows_",
     "param_groups",
     "piecewise_linear",
     "zeroth_order_backward",

@@ -50,7 +50,15 @@ class Config:
 
 SCALES = {
     "smoke": Config(
-        data="", model="bert:1x64", steps=25, batch_size=10, max_len=32, lr=2e-3, head_lr=1e-2, warmup_steps=2, bf16=False
+        data="",
+        model="bert:1x64",
+        steps=25,
+        batch_size=10,
+        max_len=32,
+        lr=2e-3,
+        head_lr=1e-2,
+        warmup_steps=2,
+        bf16=False,
     ),
     "full": Config(),
 }

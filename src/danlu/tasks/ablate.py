@@ -32,7 +32,7 @@ import danlu
 from danlu.data.errors import InputError, WorkError
 from danlu.tasks.engines import Engine, Work, get_engine, processor_name
 from danlu.tasks.folder import check_target, digest, locked, partial_of, publish, write_bytes, write_json
-from danlu.tasks.statistics import MIN_SEEDS, metric, paired_difference, verdicts
+from danlu.tasks.statistics import MIN_SEEDS, metric, paired_contributions, paired_difference, verdicts
 from danlu.tasks.tricks import parse
 
 __all__ = ["Arm", "Design", "plan", "run_ablation"]
@@ -346,11 +346,12 @@ def _read_result(path: Path, code: int, tail: str) -> tuple[dict[str, Any] | Non
         return None, _last_line(tail) or f"ended with exit code {code}"
     try:
         result = json.loads(path.read_bytes())
-        value, counts = float(result["value"]), metric(result["counts"])
+        value, parts = float(result["value"]), result.get("contributions")
+        counts = metric(result["counts"]) if parts is None else fmean(map(float, parts))
     except (OSError, ValueError, TypeError, KeyError) as error:
         return None, f"wrote no usable result ({type(error).__name__}: {error})"
-    if counts.ndim or abs(float(counts) - value) > 1e-6:
-        return None, f"its score is {value}, but its counts give {counts}"
+    if getattr(counts, "ndim", 0) or not abs(float(counts) - value) <= 1e-6:
+        return None, f"its score is {value}, but its {'counts' if parts is None else 'contributions'} give {counts}"
     return result, ""
 
 
@@ -372,7 +373,7 @@ def _record(
     if not baseline or not any(results[arm.name] for arm in design.arms[1:]):
         what = "the baseline" if not baseline else "any arm beside the baseline"
         raise WorkError(f"no trial of {what} ended well: nothing to compare; the first failure: {failed[0]['line']}")
-    examples = {len(result["counts"]) for by_seed in results.values() for result in by_seed.values()}
+    examples = {len(_by_example(result)) for by_seed in results.values() for result in by_seed.values()}
     if len(examples) > 1:
         raise WorkError(f"the trials scored different numbers of examples ({sorted(examples)}) and cannot be compared")
     differences = {}
@@ -381,10 +382,11 @@ def _record(
         if len(common) < len(design.seeds):
             notes.append(f'"{arm.name}" is compared on {len(common)} of {len(design.seeds)} seeds; the others failed.')
         if common:
+            compare = paired_contributions if "contributions" in baseline[common[0]] else paired_difference
             try:
-                differences[arm.name] = paired_difference(
-                    [baseline[seed]["counts"] for seed in common],
-                    [results[arm.name][seed]["counts"] for seed in common],
+                differences[arm.name] = compare(
+                    [_by_example(baseline[seed]) for seed in common],
+                    [_by_example(results[arm.name][seed]) for seed in common],
                 )
             except ValueError as error:
                 raise WorkError(f"the trials of {arm.name} cannot be compared with the baseline: {error}") from error
@@ -459,6 +461,12 @@ def _record(
         "seconds": {"total": sum(answer["seconds"] for answer in stored.values())},
         "notes": notes,
     }  # fmt: skip
+
+
+def _by_example(result: Mapping[str, Any]) -> list[Any]:
+    """What a trial says of every example: counts, or the contributions to its score."""
+    found: list[Any] = result.get("contributions", result["counts"])
+    return found
 
 
 def _tricks_of(design: Design) -> list[str]:

@@ -40,6 +40,7 @@ _ALIASES = {
     "dev": ("dev", "valid", "val", "dev_few_all"),
     "test": ("test", "test_public"),
 }
+_READS = {"embed": ("match", "classify")}  # tasks that take the sets of others, as pairs and as sentences
 _GITHUB = "https://raw.githubusercontent.com"
 
 
@@ -87,7 +88,8 @@ def load(name: str, split: str, task: str | None = None, on_bad_rows: str = "fai
     Args:
         name: as in `list_sets`.
         split: "train", "dev", "test" or another part the set has.
-        task: refuse sets of another task; None takes any.
+        task: refuse sets of another task; None takes any. "embed" takes sets of match as scored pairs and sets of
+            classify as sentences.
         on_bad_rows: as in `danlu.data.ledger`; under "fail" known faults of a set (stray tags of weibo-ner, one pair of
             overlapping entities in cluener, empty texts) are still repaired or skipped, and listed.
 
@@ -100,9 +102,12 @@ def load(name: str, split: str, task: str | None = None, on_bad_rows: str = "fai
         ImportError: the set comes with a package that is not installed.
     """
     s = find(name)
-    if s.task == "images" or (task is not None and s.task != task):
-        raise _refusal(f"{name} is a set for {s.task}, not for {task or 'text tasks'}{_fitting(task)}")
+    _check_task(s, task)
     part = split if split in s.splits else _part(s, split)
+    if task in _READS:
+        from danlu.data import text_groups
+
+        return text_groups(load(name, part, on_bad_rows=on_bad_rows))
     if s.package:
         return _embedded(s, part)
     whole, share = s.shares.get(part, (part, ()))
@@ -136,8 +141,7 @@ def resolve(argument: str | Path, role: str, task: str | None = None) -> Path | 
     name, _, part = text.partition(":")
     if name in SETS:
         s = SETS[name]
-        if s.task == "images" or (task is not None and s.task != task):
-            raise _refusal(f"{name} is a set for {s.task}, not for {task or 'text tasks'}{_fitting(task)}")
+        _check_task(s, task)
         if part and part in s.splits:
             return name, part
         return name, _part(s, part or _ROLES.get(role, role))
@@ -183,7 +187,15 @@ def open_source(
 
 def reader(task: str) -> "Callable[..., Corpus[Any]]":
     """What reads the files of a task's named sets."""
-    from danlu.data import read_labelled, read_labelled_pairs, read_pairs, read_questions, read_tagged, read_triples
+    from danlu.data import (
+        read_labelled,
+        read_labelled_pairs,
+        read_pairs,
+        read_questions,
+        read_sentences,
+        read_tagged,
+        read_triples,
+    )
 
     return {
         "tag": read_tagged,
@@ -192,6 +204,7 @@ def reader(task: str) -> "Callable[..., Corpus[Any]]":
         "generate": read_pairs,
         "triples": read_triples,
         "read": read_questions,
+        "embed": read_sentences,
     }[task]
 
 
@@ -377,8 +390,14 @@ def _near(name: str) -> str:
     return f"; near: {', '.join(near)}" if near else ""
 
 
+def _check_task(s: DataSet, task: str | None) -> None:
+    """Refuses a set of images, and a set that the task does not read."""
+    if s.task == "images" or (task is not None and s.task not in _READS.get(task, (task,))):
+        raise _refusal(f"{s.name} is a set for {s.task}, not for {task or 'text tasks'}{_fitting(task)}")
+
+
 def _fitting(task: str | None) -> str:
-    names = [name for name, s in SETS.items() if s.task == task]
+    names = [name for name, s in SETS.items() if task is not None and s.task == _READS.get(task, (task,))[0]]
     return f"; sets for {task}: {', '.join(names)}" if names else ""
 
 

@@ -7,6 +7,7 @@ so that `AutoModel.from_pretrained(folder)` opens it, and what the task adds sta
 import os
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from danlu.data.errors import InputError
 from danlu.data.sequences import pad_sequences
+from danlu.nn import ATTENTIONS
 from danlu.tasks.folder import read_tensors, write_tensors
 from danlu.text.builtin import builtin_folder
 from danlu.text.config import TransformerConfig
@@ -26,7 +28,7 @@ from danlu.text.single_stack import Transformer
 from danlu.text.tokenizer import Encoding, Tokenizer
 from danlu.text.transformer import build_transformer
 
-__all__ = ["Encoded", "Encoder", "fresh_encoder", "load_encoder", "open_encoder"]
+__all__ = ["Encoded", "Encoder", "fresh_encoder", "load_encoder", "open_encoder", "other_parts"]
 HEAD = "head.safetensors"
 PIECES = "spiece.model"
 FRESH_VOCABULARY = "mini-zh"  # of transformers with fresh weights
@@ -72,9 +74,17 @@ class Encoder(nn.Module):
 
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
         """Hidden states (B, T, D) of "ids" and "mask" (B, T), and of "segments" and "condition" where given."""
+        return self._run(batch).hidden_states
+
+    def layers(self, batch: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        """What every block gives back (B, T, D), the first one's output first."""
+        found: tuple[Tensor, ...] = self._run(batch, output_layers=True).layers[1:]
+        return found
+
+    def _run(self, batch: dict[str, Tensor], **options: Any) -> Any:
         segments = batch.get("segments") if self.config.segment_vocab_size else None
         condition = batch.get("condition")
-        return self.transformer(batch["ids"], segments, mask=batch["mask"], condition=condition).hidden_states
+        return self.transformer(batch["ids"], segments, mask=batch["mask"], condition=condition, **options)
 
     def attack_weights(self) -> list[nn.Parameter]:
         """What the embedding attacks move: the token table."""
@@ -94,25 +104,33 @@ class Encoder(nn.Module):
             shutil.copyfile(self.pieces, folder / PIECES)
 
 
-def open_encoder(path: Path, *, random: bool = False, **changes: Any) -> Encoder:
+def open_encoder(path: Path, *, random: bool = False, gelu: str = "", **changes: Any) -> Encoder:
     """The model and tokenizer of a folder or checkpoint.
 
     Args:
         path: whatever `danlu.text.load_model` opens.
         random: build the same shape with fresh weights, drawn from the global generator.
+        gelu: "erf", "tanh" or "sigmoid", the form to compute with; "": the model's own.
         **changes: fields of the configuration, and `heads`.
 
     Returns:
         The encoder, in training mode.
 
     Raises:
-        InputError: it cannot be opened, or it has no tokenizer files.
+        InputError: it cannot be opened, it has no tokenizer files, or it cannot have that attention or gelu.
     """
     heads = changes.pop("heads", ())
+    attention = changes.pop("attention", "")
     tokenizer, pieces = _tokenizer(path)
-    model = load_model(path, heads=heads, **changes)
-    if random:
-        model = build_transformer(model.config, model.heads)
+    if not attention and not gelu:
+        model = load_model(path, heads=heads, **changes)
+        if random:
+            model = build_transformer(model.config, model.heads)
+    else:
+        stored = load_model(path, heads=heads, **changes)
+        config = other_parts(stored.config, attention, gelu)
+        fresh = build_transformer(config, stored.heads)
+        model = fresh if random else with_weights_of(stored, fresh)
     if tokenizer.vocab_size > model.config.vocab_size:
         raise InputError(
             f"{path}: the tokenizer has {tokenizer.vocab_size:,} tokens, the model {model.config.vocab_size:,} rows; "
@@ -121,11 +139,54 @@ def open_encoder(path: Path, *, random: bool = False, **changes: Any) -> Encoder
     return Encoder(model, tokenizer, pieces).train()
 
 
-def fresh_encoder(family: str, *, heads: Sequence[str] = (), **sizes: Any) -> Encoder:
+def other_parts(config: TransformerConfig, attention: str = "", gelu: str = "") -> TransformerConfig:
+    """The configuration with another kind of attention or another form of gelu.
+
+    Args:
+        config: of a model.
+        attention: one of `danlu.nn.ATTENTIONS`; "": as it is.
+        gelu: "erf", "tanh" or "sigmoid"; "": as it is.
+
+    Returns:
+        The configuration.
+
+    Raises:
+        InputError: the family cannot have that attention, or it computes with no gelu.
+    """
+    if gelu and not config.activation.startswith("gelu"):
+        raise InputError(f"--gelu {gelu}: this {config.family} computes with {config.activation}, not with a gelu")
+    activation = config.activation if not gelu else "gelu" if gelu == "erf" else f"gelu_{gelu}"
+    if attention and attention not in ATTENTIONS:
+        raise InputError(f"setting attention is one of {', '.join(ATTENTIONS)}; got {attention!r}")
+    try:
+        return replace(config, attention=attention or config.attention, activation=activation)
+    except ValueError as error:
+        raise InputError(f"--attention {attention}: {error}") from None
+
+
+def with_weights_of(stored: nn.Module, fresh: Transformer | EncoderDecoder) -> Transformer | EncoderDecoder:
+    """The fresh model with all weights of the stored one, which must be all it has but random projections.
+
+    Raises:
+        InputError: the fresh model has other weights.
+    """
+    given = stored.state_dict()
+    own = {name for name in fresh.state_dict() if not name.endswith(".attention.projection")}
+    if own != set(given):
+        raise InputError(
+            f"attention {fresh.config.attention!r} has weights of its own ({sorted(own - set(given))[0]}, ...), which "
+            "a pretrained model lacks; give --set init=random, or a fresh model such as --model bert:4x256"
+        )
+    fresh.load_state_dict(given, strict=False)
+    return fresh
+
+
+def fresh_encoder(family: str, gelu: str = "", *, heads: Sequence[str] = (), **sizes: Any) -> Encoder:
     """A transformer with fresh weights, drawn from the global generator, and the vocabulary of mini-zh.
 
     Args:
         family: of `danlu.text.config`.
+        gelu: as of `open_encoder`.
         heads: of the transformer.
         **sizes: fields of its configuration.
 
@@ -133,8 +194,9 @@ def fresh_encoder(family: str, *, heads: Sequence[str] = (), **sizes: Any) -> En
         The encoder, in training mode.
     """
     tokenizer = Tokenizer.load(builtin_folder(FRESH_VOCABULARY))
+    attention = sizes.pop("attention", "")
     config = TransformerConfig.of(family, vocab_size=tokenizer.vocab_size, **sizes)
-    return Encoder(build_transformer(config, heads), tokenizer).train()
+    return Encoder(build_transformer(other_parts(config, attention, gelu), heads), tokenizer).train()
 
 
 def load_encoder(folder: Path, **options: Any) -> Encoder:

@@ -465,6 +465,20 @@ SETS = {
             ]
         ),
         _plain(
+            "sts12-16",
+            "match",
+            "en",
+            "similarity of two sentences, a score from 0 to 5, the test pairs of five years",
+            {"2012": 2_358, "2013": 1_500, "2014": 3_750, "2015": 3_000, "2016": 1_186},
+            0.5,
+            licence="not stated",
+            origin="github.com/brmson/dataset-sts (Agirre et al., SemEval 2012 to 2016)",
+            conversion="tab-separated files joined by year and turned into objects; pairs without a score left out",
+            note="name a year: sts12-16:2014; of 2012 the part MSRvid (750 pairs) is not there; nothing to train on",
+            files={year: f"sts12-16/{year}.test.jsonl.gz" for year in ("2012", "2013", "2014", "2015", "2016")},
+            options={"target": "score"},
+        ),
+        _plain(
             "csl-titles",
             "generate",
             "zh",

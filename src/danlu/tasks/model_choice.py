@@ -80,7 +80,8 @@ class Choice:
         """The transformer with its tokenizer.
 
         Args:
-            settings: of the run; `dropout` and `init` count ("random": fresh weights in the stored model's shape).
+            settings: of the run; `dropout`, `attention`, `gelu` and `init` count ("random": fresh weights in the stored
+                model's shape).
             **changes: fields of `TransformerConfig` that count instead of the stored ones, and `heads`.
 
         Returns:
@@ -95,10 +96,14 @@ class Choice:
         changes = {**dropouts, **changes}
         if self.kind != "encoder":
             raise InputError(f"this needs a transformer, --model {self.name} is none; give mini-zh or a model folder")
+        attention, gelu = getattr(settings, "attention", ""), getattr(settings, "gelu", "")
+        if attention:
+            changes["attention"] = attention
         if self.path is None:
             sizes = {"hidden_size": self.dim, "num_layers": self.layers, "intermediate_size": 4 * self.dim}
-            return fresh_encoder(self.family, num_heads=max(1, self.dim // HEAD_SIZE), **sizes, **changes)
-        return open_encoder(self.path, random=getattr(settings, "init", "pretrained") == "random", **changes)
+            return fresh_encoder(self.family, gelu, num_heads=max(1, self.dim // HEAD_SIZE), **sizes, **changes)
+        random = getattr(settings, "init", "pretrained") == "random"
+        return open_encoder(self.path, random=random, gelu=gelu, **changes)
 
     def reader(self, settings: Any, **changes: Any) -> "Encoder":
         """`encoder`, refused where it is an encoder-decoder: what a task reads texts with needs one stack.

@@ -9,6 +9,7 @@ import torch
 
 from danlu.data.errors import InputError
 from danlu.nn.positions import sinusoidal_positions
+from danlu.tasks.encoder import other_parts
 from danlu.text import Transformer, TransformerConfig, build_transformer
 
 __all__ = ["CHANGEABLE", "PretrainSettings", "PretrainSpec", "check_new_end", "fresh_model", "model_config"]
@@ -31,6 +32,8 @@ class PretrainSettings:
     decay: float = 0.15  # share of the steps over which the rate falls to 0
     weight_decay: float = 0.01
     dropout: float = 0.0
+    attention: str = ""  # nystrom, performer, synthesizer_random ...; "": softmax
+    gelu: str = ""  # erf, tanh or sigmoid; "": the family's
     clip: float = 1.0  # largest norm of the gradient; 0 switches it off
     mask_share: float = 0.15  # of the tokens, mlm only
     part_tokens: int = 8_192  # tokens that go through the model at a time; bounds the memory
@@ -109,9 +112,10 @@ def model_config(spec: PretrainSpec, vocab_size: int) -> TransformerConfig:
     sizes["initializer_range"] = INITIAL * width**-0.5
     if spec.kind == "lm":
         sizes["application"] = "lm"
-    return TransformerConfig.of(
+    config = TransformerConfig.of(
         family, vocab_size=vocab_size, hidden_size=width, num_layers=layers, intermediate_size=4 * width, **sizes
     )
+    return other_parts(config, spec.settings.attention, spec.settings.gelu)
 
 
 def fresh_model(spec: PretrainSpec, vocab_size: int) -> Transformer:

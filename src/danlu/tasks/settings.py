@@ -21,6 +21,8 @@ class Settings:
     dropout: float = 0.2
     head_rate: float = 1.0  # factor on lr for what stands above a transformer
     init: str = "pretrained"  # "random" gives a stored transformer fresh weights
+    attention: str = ""  # of a transformer: nystrom, performer, synthesizer_random ...; "" leaves the model's own
+    gelu: str = ""  # of a transformer: erf, tanh or sigmoid; "" leaves the model's own
     select: str = "best"  # weights to keep: "best" on dev, or "last"
     patience: int = 0  # evaluations without a better dev score before stopping; 0 never stops
     evaluations: int = 0  # evaluations on dev during training; 0: one an epoch

@@ -118,13 +118,14 @@ LIMITS: dict[str, tuple[float, float]] = {  # smallest and largest sensible valu
 CHOICES = {
     "select": ("best", "last"),
     "init": ("pretrained", "random"),
+    "gelu": ("erf", "tanh", "sigmoid"),
     "span_head": ("start_end", "global_pointer"),
     "vote": ("squared", "sum", "max"),
     "pooling": ("mean", "first"),
     "combine": ("sum", "concat"),
     "decode": ("auto", "beam", "sample"),
 }
-OF_ENCODERS, OF_DGCNN = ("init", "head_rate"), ("table_lr", "min_count")
+OF_ENCODERS, OF_DGCNN = ("init", "head_rate", "attention", "gelu"), ("table_lr", "min_count")
 
 
 def _check_settings(changed: dict[str, Any], choice: Choice) -> None:
@@ -133,6 +134,11 @@ def _check_settings(changed: dict[str, Any], choice: Choice) -> None:
     if wrong:
         other = "dgcnn" if choice.kind == "encoder" else "a transformer, such as mini-zh"
         raise InputError(f"setting {wrong[0]} is for --model {other}; {choice.name} does not look at it")
+    if "attention" in changed:
+        from danlu.nn import ATTENTIONS
+
+        if changed["attention"] not in ATTENTIONS:
+            raise InputError(f"setting attention is one of {', '.join(ATTENTIONS)}; got {changed['attention']!r}")
     if changed.get("init") == "random" and choice.path is None:
         raise InputError(f"--model {choice.name} has fresh weights anyway; init=random is for a stored model")
 
@@ -142,7 +148,8 @@ def parse_settings(words: Sequence[str], defaults: Any) -> dict[str, Any]:
 
     Args:
         words: as given to --set.
-        defaults: dataclass instance whose fields name the settings and give their types.
+        defaults: dataclass instance whose fields name the settings and give their types; its `choices`, if any, say
+            which words a setting takes.
 
     Returns:
         Changed settings only.
@@ -164,18 +171,19 @@ def parse_settings(words: Sequence[str], defaults: Any) -> dict[str, Any]:
             near = difflib.get_close_matches(name, fields, n=2, cutoff=0.5)
             hint = f"; did you mean {' or '.join(near)}?" if near else ""
             raise InputError(f"no setting {name!r}{hint}; there are {', '.join(fields)}")
-        changed[name] = _typed(name, text.strip(), getattr(defaults, name))
+        choices = {**CHOICES, **getattr(defaults, "choices", {})}
+        changed[name] = _typed(name, text.strip(), getattr(defaults, name), choices.get(name, ()))
     return changed
 
 
-def _typed(name: str, text: str, default: Any) -> Any:
+def _typed(name: str, text: str, default: Any, choices: Sequence[str]) -> Any:
     if isinstance(default, bool):
         if text.lower() not in ("true", "false"):
             raise InputError(f"setting {name} is true or false, got {text!r}")
         return text.lower() == "true"
-    if name in CHOICES:
-        if text not in CHOICES[name]:
-            raise InputError(f"setting {name} is {' or '.join(CHOICES[name])}, got {text!r}")
+    if choices:
+        if text not in choices:
+            raise InputError(f"setting {name} is {' or '.join(choices)}, got {text!r}")
         return text
     if isinstance(default, int | float):
         kind = type(default)

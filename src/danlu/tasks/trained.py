@@ -1,10 +1,12 @@
 """A trained model folder, opened: evaluate it on a labelled file, predict on texts."""
 
+import io
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from danlu.data import grouped_items, read_items, read_texts
@@ -12,7 +14,7 @@ from danlu.data.errors import InputError
 from danlu.tasks import get_task
 from danlu.tasks.device import choose, inference
 from danlu.tasks.encoder import Encoder, load_head
-from danlu.tasks.folder import read_task, read_tensors
+from danlu.tasks.folder import read_task, read_tensors, write_bytes
 from danlu.tasks.spec import Spec
 from danlu.tasks.training import drop_unusable, read_part
 
@@ -94,6 +96,8 @@ class Trained:
         """
         spec = Spec(task=self.task.name, train=source, on_bad_rows=on_bad_rows, format=format)
         part = read_part(spec, "test", source, self.stored.get("scheme", ""))
+        if part.scheme != self.stored.get("scheme") and hasattr(self.task, "dev_scheme"):
+            raise InputError(f"{source} holds {part.scheme}; task {self.task.name} is judged by {self.task.dev_scheme}")
         if part.scheme and part.scheme != self.stored.get("scheme"):
             raise InputError(
                 f"{source} is tagged in {part.scheme}, the model in {self.stored.get('scheme')}; convert the file"
@@ -143,3 +147,48 @@ class Trained:
             with inference(self.device, self.precision):
                 results = self.task.predict(self.model, part)
             yield from results
+
+    def write_vectors(self, items: Iterable[Any], path: Path, chunk: int = 256) -> dict[str, Any]:
+        """Write the vector of every item, in order, as one float32 array; reads as it goes.
+
+        Args:
+            items: texts; of an empty one the row is nan.
+            path: file to make; its name ends in .npy.
+            chunk: items taken together.
+
+        Returns:
+            "file", "rows", "features" and "empty", the number of texts without anything to read.
+
+        Raises:
+            InputError: the task gives no vectors, the name has another ending, or there is such a file already.
+        """
+        if not hasattr(self.task, "vectors"):
+            raise InputError(f"--out is for vectors, task {self.task.name} gives none; leave it out")
+        check_vector_file(path)
+        found: list[np.ndarray[Any, Any]] = []
+        source = iter(items)
+        while part := list(islice(source, chunk)):
+            with inference(self.device, self.precision):
+                found.append(self.task.vectors(self.model, part).numpy())
+        if not found:
+            raise InputError("there is no text to write vectors of; give texts or --input")
+        array = np.concatenate(found)
+        buffer = io.BytesIO()
+        np.save(buffer, array, allow_pickle=False)
+        write_bytes(path, buffer.getvalue())
+        empty = int(np.isnan(array).any(1).sum())
+        return {"file": str(path), "rows": array.shape[0], "features": array.shape[1], "empty": empty}
+
+
+def check_vector_file(path: Path) -> None:
+    """Refuse, before any work, a file that cannot be made.
+
+    Raises:
+        InputError: another ending than .npy, the file is there already, or its folder is not.
+    """
+    if path.suffix != ".npy":
+        raise InputError(f"--out {path}: vectors go to a NumPy file; give a name that ends in .npy")
+    if path.exists():
+        raise InputError(f"--out {path} is there already; give another name, or remove it")
+    if not path.parent.is_dir():
+        raise InputError(f"no folder {path.parent} to write into; make it first")

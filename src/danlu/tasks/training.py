@@ -109,13 +109,15 @@ def read_part(spec: Spec, role: str, source: str, scheme: str = "") -> Part:
 def read_parts(spec: Spec) -> dict[str, Part]:
     """All parts a spec names, train first; two parts of unlike tag schemes are refused."""
     parts = {"train": read_part(spec, "train", spec.train)}
-    scheme = parts["train"].scheme
+    scheme = getattr(get_task(spec.task), "dev_scheme", parts["train"].scheme)
     for role in ("dev", "test"):
         if source := getattr(spec, role):
             parts[role] = read_part(spec, role, source, scheme)
     known = {example.text for example in parts["train"].examples}
     for role, part in parts.items():
-        if part.scheme != scheme:
+        if role != "train" and part.scheme != scheme and hasattr(get_task(spec.task), "dev_scheme"):
+            raise InputError(f"{part.name} holds {part.scheme}; --{role} of task {spec.task} takes {scheme}")
+        if role != "train" and part.scheme != scheme:
             raise InputError(
                 f"{part.name} is tagged in {part.scheme}, {parts['train'].name} in {scheme}; write both in one scheme"
             )
@@ -186,6 +188,9 @@ def train_model(
         on_event=on_event if engine.is_main_process else lambda event: None,
     )
     notes = task.notes(items) if hasattr(task, "notes") else []
+    if hasattr(task, "finish"):
+        with torch.no_grad(), torch.autocast(device, dtype=torch.bfloat16, enabled=precision == "bf16"):
+            notes = [*notes, *task.finish(model, training.examples, plan)]
     return Run(model, result, parts, settings, device, precision, notes)
 
 

@@ -52,8 +52,8 @@ def run_trial(value: dict[str, Any]) -> dict[str, Any]:
         value: a `Spec` as JSON, tricks under "with".
 
     Returns:
-        "metric", "value", "counts" of every example, "seconds" of training, "memory_mb" at the peak, "metrics",
-        "evaluated_on".
+        "metric", "value", "counts" of every example (or "contributions"), "seconds" of training, "memory_mb" at the
+        peak, "metrics", "evaluated_on".
     """
     started = time.perf_counter()
     spec = Spec.from_json({**value, "tricks": value.get("with", [])})
@@ -67,6 +67,7 @@ def run_trial(value: dict[str, Any]) -> dict[str, Any]:
         "metric": metric,
         "value": scores.metrics[metric],
         "counts": [list(c) for c in scores.counts],
+        **({"contributions": scores.contributions} if scores.contributions else {}),
         "seconds": round(run.result.seconds, 3),
         "total_seconds": round(time.perf_counter() - started, 3),
         "memory_mb": round(peak_memory_mb(), 1),

@@ -21,6 +21,7 @@ __all__ = [
     "egdd",
     "ema",
     "fgm",
+    "flatnce",
     "gp",
     "head",
     "layer_decay",
@@ -32,6 +33,7 @@ __all__ = [
     "soft_f1",
     "token_replacement",
     "vat",
+    "whitening",
 ]
 HEADS = {"tag": ("softmax", "memm", "bimemm", "crf", "global_pointer"), "triples": ("gplinker", "casrel")}  # by task
 
@@ -52,6 +54,8 @@ class Plan:
     metric_loss: str | None = None  # "f1" or "accuracy": fine-tune on the soft metric after cross-entropy
     metric_loss_from: float = 0.7  # share of the steps after which the soft metric takes over
     token_replacement: float | None = None  # share of target inputs exchanged in half of the sequences
+    contrast: str | None = None  # "flatnce" in place of InfoNCE
+    whitening: int | None = None  # features that whitening after training keeps, 0: all
 
 
 def fgm(plan: Plan, epsilon: float = 0.5) -> Plan:
@@ -59,7 +63,7 @@ def fgm(plan: Plan, epsilon: float = 0.5) -> Plan:
 
     Slot    attack
     Cost    1.7 x time
-    Tasks   tag classify generate triples read match
+    Tasks   tag classify generate triples read match embed
     Source  kexue.fm/archives/7234
     """
     return replace(plan, attack="fgm", epsilon=positive("epsilon", epsilon))
@@ -70,7 +74,7 @@ def pgd(plan: Plan, epsilon: float = 1.0) -> Plan:
 
     Slot    attack
     Cost    3.2 x time
-    Tasks   tag classify generate triples read match
+    Tasks   tag classify generate triples read match embed
     Source  kexue.fm/archives/7234; Madry et al., arXiv:1706.06083
     """
     return replace(plan, attack="pgd", epsilon=positive("epsilon", epsilon))
@@ -81,7 +85,7 @@ def noise(plan: Plan, epsilon: float = 0.5) -> Plan:
 
     Slot    attack
     Cost    1.7 x time
-    Tasks   tag classify generate triples read match
+    Tasks   tag classify generate triples read match embed
     Source  kexue.fm/archives/7466
     """
     return replace(plan, attack="noise", epsilon=positive("epsilon", epsilon))
@@ -136,7 +140,7 @@ def adafactor(plan: Plan, lr: float = 0.02) -> Plan:
 
     Slot    optimizer
     Cost    1.2 x time
-    Tasks   tag classify match triples read generate
+    Tasks   tag classify match triples read generate embed
     Source  kexue.fm/archives/7302; Shazeer and Stern, arXiv:1804.04235
     """
     return replace(plan, optimizer=("adafactor", positive("lr", lr)))
@@ -147,7 +151,7 @@ def egdd(plan: Plan, lr: float = 0.5) -> Plan:
 
     Slot    optimizer
     Cost    1.0 x time
-    Tasks   tag classify match triples read generate
+    Tasks   tag classify match triples read generate embed
     Source  kexue.fm/archives/8968; Amid et al., arXiv:2202.00145
     """
     return replace(plan, optimizer=("egdd", positive("lr", lr)))
@@ -158,7 +162,7 @@ def ema(plan: Plan, decay: float = 0.999) -> Plan:
 
     Slot    average
     Cost    1.05 x time
-    Tasks   tag classify generate triples read match
+    Tasks   tag classify generate triples read match embed
     Source  kexue.fm/archives/6575
     """
     if not 0 < decay < 1:
@@ -208,7 +212,7 @@ def layer_decay(plan: Plan, rate: float = 0.9) -> Plan:
 
     Slot    layer rates
     Cost    1.0 x time
-    Tasks   tag classify match triples
+    Tasks   tag classify match triples embed
     Source  Clark et al., arXiv:2003.10555
     """
     if not 0 < rate <= 1:
@@ -260,6 +264,30 @@ def token_replacement(plan: Plan, rate: float = 0.3) -> Plan:
     if not 0 < rate <= 1:
         raise InputError(f"token_replacement takes a share above 0 and up to 1, got {rate:g}; 0.3 is the source's")
     return replace(plan, token_replacement=rate)
+
+
+def flatnce(plan: Plan) -> Plan:
+    """FlatNCE in place of InfoNCE: an anchor that is solved already pulls as hard as any other.
+
+    Slot    contrastive loss
+    Cost    1.0 x time
+    Tasks   embed
+    Source  kexue.fm/archives/8586; Chen et al., arXiv:2107.01152
+    """
+    return replace(plan, contrast="flatnce")
+
+
+def whitening(plan: Plan, dim: int = 0) -> Plan:
+    """Whiten the trained vectors by those of the training texts, keeping the first dim directions (0: all).
+
+    Slot    vectors
+    Cost    1.0 x time
+    Tasks   embed
+    Source  kexue.fm/archives/8069; Su et al., arXiv:2103.15316
+    """
+    if dim < 0:
+        raise InputError(f"whitening keeps a number of directions, or 0 for all, got {dim}; for example whitening:256")
+    return replace(plan, whitening=dim)
 
 
 @dataclass(frozen=True)

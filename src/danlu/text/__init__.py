@@ -19,6 +19,8 @@ from danlu.text.hf_adapter import HFEncoder
 from danlu.text.hf_config import from_hf, to_hf
 from danlu.text.inference import for_inference
 from danlu.text.inspect_model import Inspection, inspect_model
+from danlu.text.jose import JoSE, load_jose, train_jose
+from danlu.text.jose_trainer import JoSEConfig, JoSEProgress, JoSETrainer
 from danlu.text.keras_file import read_keras_weights
 from danlu.text.keras_names import keras_slots
 from danlu.text.keras_weights import load_keras_weights
@@ -28,9 +30,11 @@ from danlu.text.load_report import LoadError, LoadReport
 from danlu.text.load_tf import inspect_tf, load_tf, save_tf
 from danlu.text.masking import mask_words
 from danlu.text.onnx_export import export_onnx
+from danlu.text.ppmi_vectors import ppmi_vectors
 from danlu.text.rebalanced_encoding import RebalancedEncoding
 from danlu.text.sampling_filters import no_repeat_ngram, repetition_penalty, top_k_filter, top_p_filter
 from danlu.text.save_hf import save_hf
+from danlu.text.sentence_vectors import POOLINGS, pool_layers, sentence_vectors, word_averages
 from danlu.text.sentencepiece_tokenizer import SpTokenizer
 from danlu.text.single_stack import Transformer, TransformerOutput
 from danlu.text.steps import FunctionSteps, Steps
@@ -48,9 +52,18 @@ from danlu.text.vocabulary_surgery import (
     resize_vocabulary,
     resized_config,
 )
+from danlu.text.whitening import Axes, participation_ratio, principal_axes, whiten, whitening
+from danlu.text.whitening_choice import WhiteningChoice, choose_whitening
+from danlu.text.whitening_module import WhiteningModule
+from danlu.text.whitening_transformer import Whitening
+from danlu.text.word2vec_file import read_word2vec, write_word2vec
+from danlu.text.word_corpus import WordCorpus, build_corpus
+from danlu.text.word_vectors import Agreement, WordVectors, analogy_scores, nearest_rows, word_similarity
 
 __all__ = [
+    "Agreement",
     "AutoRegressiveDecoder",
+    "Axes",
     "CasRel",
     "CharEncoder",
     "CharVocab",
@@ -67,8 +80,13 @@ __all__ = [
     "Guess",
     "HFEncoder",
     "Inspection",
+    "JoSE",
+    "JoSEConfig",
+    "JoSEProgress",
+    "JoSETrainer",
     "LoadError",
     "LoadReport",
+    "POOLINGS",
     "ReaderOutput",
     "RebalancedEncoding",
     "SpTokenizer",
@@ -79,9 +97,17 @@ __all__ = [
     "TransformerConfig",
     "TransformerOutput",
     "TransformerSteps",
+    "Whitening",
+    "WhiteningChoice",
+    "WhiteningModule",
+    "WordCorpus",
+    "WordVectors",
+    "analogy_scores",
     "autoresize",
     "beam_search",
+    "build_corpus",
     "build_transformer",
+    "choose_whitening",
     "compound",
     "convert_model",
     "export_onnx",
@@ -96,17 +122,24 @@ __all__ = [
     "keras_slots",
     "link_triples",
     "load_hf",
+    "load_jose",
     "load_keras_weights",
     "load_model",
     "load_tf",
     "load_vocab",
     "mask_words",
     "model_kind",
+    "nearest_rows",
     "no_repeat_ngram",
     "open_checkpoint",
     "orthogonally_resize",
+    "participation_ratio",
+    "pool_layers",
+    "ppmi_vectors",
+    "principal_axes",
     "prune",
     "read_keras_weights",
+    "read_word2vec",
     "reader_log_probs",
     "repetition_penalty",
     "resize_vocabulary",
@@ -116,6 +149,7 @@ __all__ = [
     "save_hf",
     "save_tf",
     "save_vocab",
+    "sentence_vectors",
     "simplify_vocab",
     "stream",
     "tf_names",
@@ -123,4 +157,10 @@ __all__ = [
     "to_hf",
     "top_k_filter",
     "top_p_filter",
+    "train_jose",
+    "whiten",
+    "whitening",
+    "word_averages",
+    "word_similarity",
+    "write_word2vec",
 ]

@@ -16,12 +16,14 @@ Shapes: N tokens in all, D features; everything else is in the layout.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from danlu.nn.attention import AttentionContext, MultiHeadAttention
+from danlu.nn.attention_kinds import SyntheticAttention, build_attention
 from danlu.nn.conditional_norm import Norm
 from danlu.nn.decode_layers import DecodeLayers
 from danlu.nn.dropout import dropout
@@ -81,7 +83,7 @@ class Block(nn.Module):
         else:
             self.input_norm = norm_of(config, dim)
         if cross:
-            self.cross_attention = self._attention(config)
+            self.cross_attention = cast(MultiHeadAttention, self._attention(config))
             self.cross_attention_norm = norm_of(config, dim)
         self.feed_forward = FeedForward(
             dim, config.intermediate_size, config.activation, gated=family.gated, bias=family.bias
@@ -89,11 +91,12 @@ class Block(nn.Module):
         self.feed_forward_norm = norm_of(config, dim)
 
     @staticmethod
-    def _attention(config: TransformerConfig) -> MultiHeadAttention:
+    def _attention(config: TransformerConfig) -> MultiHeadAttention | SyntheticAttention:
         family = config.traits
-        return MultiHeadAttention(
-            config.hidden_size, config.num_heads, config.key_dim, config.value_dim,
-            bias=family.bias, scaled=family.scaled_scores,
+        return build_attention(
+            config.attention, config.hidden_size, config.num_heads, config.key_dim, config.value_dim,
+            bias=family.bias, scaled=family.scaled_scores, size=config.attention_size, max_len=config.max_positions,
+            dropout=config.attention_dropout,
         )  # fmt: skip
 
     def forward(

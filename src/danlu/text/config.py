@@ -24,6 +24,8 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
+from danlu.nn.attention_kinds import check_attention, unfit_attention
+
 __all__ = ["FAMILIES", "Family", "TransformerConfig", "family_of"]
 
 APPLICATIONS = ("encoder", "lm", "unilm")
@@ -88,6 +90,8 @@ class TransformerConfig:
         shared_segment_embeddings: segments are rows of the token table.
         hierarchical_position: alpha of the decomposed position table, which reaches max_positions ** 2; None: off.
         residual_attention_scores: RealFormer, each layer adds the scores of the one before.
+        attention: one of `danlu.nn.ATTENTIONS`; those that compute no scores of pairs do not fit every family.
+        attention_size: its landmarks, random features or rank; None: those of `danlu.nn.build_attention`.
         relative_clip: NEZHA: distances beyond it share a vector.
         num_buckets: T5: buckets of relative positions.
         max_distance: T5: beyond it distances share the last bucket.
@@ -99,7 +103,8 @@ class TransformerConfig:
         compat: "upstream" or "bert4keras".
 
     Raises:
-        ValueError: an unknown family, application or compat, a size below 1, or heads that do not divide hidden_size.
+        ValueError: an unknown family, application, compat or attention, a size below 1, heads that do not divide
+            hidden_size, or an attention that the family cannot have.
     """
 
     family: str
@@ -130,6 +135,8 @@ class TransformerConfig:
     shared_segment_embeddings: bool = False
     hierarchical_position: float | None = None
     residual_attention_scores: bool = False
+    attention: str = "softmax"
+    attention_size: int | None = None
     relative_clip: int = 64
     num_buckets: int = 32
     max_distance: int = 128
@@ -161,6 +168,21 @@ class TransformerConfig:
             )
         if self.hierarchical_position is not None and not 0 < self.hierarchical_position < 1:
             raise ValueError(f"hierarchical_position must lie in (0, 1), e.g. 0.4; got {self.hierarchical_position}")
+        if self.attention != "softmax" or self.attention_size is not None:
+            self._check_attention(family)
+
+    def _check_attention(self, family: Family) -> None:
+        """Refuse a kind of attention that this model cannot have."""
+        check_attention(self.attention, self.attention_size)
+        why = unfit_attention(
+            self.attention,
+            positions=family.positions,
+            application=self.application,
+            realformer=self.residual_attention_scores,
+            gated_unit=family.block == "gau",
+        )
+        if why is not None:
+            raise ValueError(f"attention {self.attention!r} {why}; {self.family} needs 'softmax' here")
 
     @classmethod
     def of(cls, family: str, *, compat: str = "upstream", **sizes: Any) -> TransformerConfig:

@@ -395,7 +395,7 @@ def _computed(config: TransformerConfig) -> tuple[Any, ...]:
         config.embedding_dim, config.value_dim, config.key_dim, segments, config.position_offset, config.activation,
         config.pooler_activation, config.tie_embeddings or not traits.encoder_decoder, config.scale_logits,
         config.cross_position_bias, config.shared_segment_embeddings, config.residual_attention_scores,
-        *(round(value * 1e6) for value in eps),  # what is less shows in no float32 output
+        config.attention, *(round(value * 1e6) for value in eps),  # what is less shows in no float32 output
     )  # fmt: skip
 
 

@@ -67,6 +67,16 @@ _GPT_LAYER = {
     "feed_forward.output": "mlp.c_proj",
     "feed_forward_norm": "ln_2",
 }
+_OWN_ATTENTION = (  # of kinds of attention that transformers' classes do not have
+    "projection",
+    "mixture_logits",
+    *(f"parts.dense.{name}" for name in ("hidden_weight", "hidden_bias", "weight", "bias")),
+    *(f"parts.factorized_dense.{name}" for name in ("hidden_weight", "hidden_bias", "weight", "bias")),
+    "parts.random.table",
+    "parts.factorized_random.row_table",
+    "parts.factorized_random.column_table",
+    *(f"parts.vanilla.{name}.{end}" for name in ("query", "key") for end in ("weight", "bias")),
+)
 _BERT_HEADS = {
     "pooler": "pooler.dense",
     "nsp": "cls.seq_relationship",
@@ -218,6 +228,9 @@ def _encoder(config: TransformerConfig, model_type: str, heads: Collection[str])
             yield from part(f"layers.{i}.{ours}", inside + theirs)
         for name in ("query_scale", "key_scale"):
             yield f"layers.{i}.gau.{name}", Slot(f"{inside}gau.{name}")
+        if model_type.startswith("danlu-"):
+            for name in _OWN_ATTENTION:
+                yield f"layers.{i}.attention.{name}", Slot(f"{inside}attention.self.{name}")
     yield from _norm("final_norm", f"{base}encoder.LayerNorm")
     yield from _heads(config, model_type, heads, base)
 

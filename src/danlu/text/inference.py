@@ -102,7 +102,7 @@ def _in_one_call(config: TransformerConfig) -> bool:
     return (
         config.application != "encoder" and family.block in ("pre", "post") and family.norm == "layer"
         and family.positions == "learned" and not family.gated
-        and config.condition_size is None and not config.residual_attention_scores
+        and config.condition_size is None and not config.residual_attention_scores and config.attention == "softmax"
     )  # fmt: skip
 
 
@@ -123,7 +123,7 @@ def _decode_layers(fast: Transformer) -> DecodeLayers:
         )
     return DecodeLayers(
         layers, config.num_heads, config.key_dim, config.norm_eps, config.activation, config.traits.block == "post",
-        first.attention.scale,
+        cast(MultiHeadAttention, first.attention).scale,
     )  # fmt: skip
 
 

@@ -116,7 +116,7 @@ def load_hf(
         "available": {name: shape for name, shape in weights.shapes.items() if name not in copies | computed},
         "source": str(folder),
         "edits": _edits(model, keep_tokens, compound_tokens),
-        "fresh": lambda name: ".cond_" in name,
+        "fresh": lambda name: ".cond_" in name or name.endswith(".attention.projection"),
         "essential": lambda name: _essential(bare[name], cut),
         "allow_missing": allow_missing,
         "hint": "give family=, heads= or sizes that fit the file, or allow_missing=True if that is meant",
