@@ -9,6 +9,7 @@ import typer
 from danlu import __version__
 from danlu.cli.options import (
     Application,
+    Attention,
     BadRows,
     Compat,
     Dev,
@@ -17,6 +18,7 @@ from danlu.cli.options import (
     EngineName,
     Family,
     Format,
+    Gelu,
     Json,
     ListWhat,
     Model,
@@ -106,6 +108,12 @@ def split_commas(values: list[str] | None) -> list[str]:
     return [part.strip() for value in values or [] for part in value.split(",") if part.strip()]
 
 
+def with_parts(settings: list[str] | None, attention: str | None, gelu: str | None) -> list[str]:
+    """Settings with those that have an option of their own."""
+    parts = {"attention": attention, "gelu": gelu}
+    return [*(settings or []), *(f"{name}={value}" for name, value in parts.items() if value is not None)]
+
+
 def command_line() -> str:
     """The command as it was typed, for records."""
     import shlex
@@ -124,6 +132,8 @@ def train(
     with_: With = None,
     seed: Seed = 0,
     set_: Set = None,
+    attention: Attention = None,
+    gelu: Gelu = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
     device: DeviceOption = Device.auto,
@@ -139,6 +149,7 @@ def train(
     from danlu.tasks.training import train_folder
 
     keep_freed_memory()
+    set_ = with_parts(set_, attention, gelu)
     spec = _spec(task, train, dev, test, model, with_, seed, set_, device, precision, threads, on_bad_rows, format)
     target = out or Path(f"danlu-{task}")
     with Progress() as progress:
@@ -184,16 +195,21 @@ def predict(
             metavar="FILE|-",
         ),
     ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="task embed: file for the vectors, a row a text", metavar="FILE.npy")
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="one JSON object a line")] = False,
     device: DeviceOption = Device.auto,
     precision: PrecisionOption = Precision.auto,
     threads: Threads = None,
 ) -> None:
     """Use a trained model: one output line for every text, empty ones too."""
-    from danlu.cli.show import print_predictions
+    from danlu.cli.show import print_predictions, print_vectors_file
     from danlu.data.errors import InputError
-    from danlu.tasks.trained import Trained
+    from danlu.tasks.trained import Trained, check_vector_file
 
+    if out is not None:
+        check_vector_file(out)
     if texts and input:
         raise InputError("give texts or --input, not both")
     if not texts and input is None and sys.stdin.isatty():
@@ -201,7 +217,10 @@ def predict(
     trained = Trained.load(folder, device=device.value, precision=precision.value, threads=threads)
     given = texts if texts and texts != ["-"] else None
     items = trained.items(given, "-" if input is None else input)
-    print_predictions(trained.predict(items), trained.task.show, as_json=json)
+    if out is not None:
+        print_vectors_file(trained.write_vectors(items, out), as_json=json)
+    else:
+        print_predictions(trained.predict(items), trained.task.show, as_json=json)
 
 
 @app.command()
@@ -266,6 +285,8 @@ def ablate(
         int, typer.Option("--seed", min=0, max=2**31 - 1, help="of the first run; the others count up")
     ] = 0,
     set_: Set = None,
+    attention: Attention = None,
+    gelu: Gelu = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
     device: DeviceOption = Device.auto,
@@ -284,6 +305,7 @@ def ablate(
     tricks = split_commas(with_)
     if not tricks:
         raise InputError("nothing to compare: give tricks, for example --with fgm,ema; `danlu list tricks` shows them")
+    set_ = with_parts(set_, attention, gelu)
     spec = _spec(task, train, dev, test, model, None, seed, set_, device, precision, threads, on_bad_rows, format)
     target = out or Path(f"danlu-ablate-{task}")
     with Progress() as progress:
@@ -429,6 +451,8 @@ def pretrain(
     ] = None,
     seed: Seed = 0,
     set_: Set = None,
+    attention: Attention = None,
+    gelu: Gelu = None,
     resume: Resume = False,
     overwrite: Overwrite = False,
     device: DeviceOption = Device.auto,
@@ -445,7 +469,7 @@ def pretrain(
     from danlu.tasks.spec import parse_settings
 
     keep_freed_memory()
-    settings = PretrainSettings(**parse_settings(set_ or [], PretrainSettings()))
+    settings = PretrainSettings(**parse_settings(with_parts(set_, attention, gelu), PretrainSettings()))
     if not resume:
         check_files(text, "--text")
         check_files(dev or [], "--dev")
@@ -530,6 +554,39 @@ def convert(
             **options,
         )  # fmt: skip
     print_conversion(done, as_json=json)
+
+
+@app.command()
+def plot(
+    what: Annotated[
+        str | None, typer.Argument(help="a view, or a result file; none lists the views", metavar="WHAT")
+    ] = None,
+    source: Annotated[
+        str | None, typer.Argument(help="model folder or name, file of vectors, result file", metavar="DIR|FILE")
+    ] = None,
+    texts: Annotated[
+        list[str] | None, typer.Argument(help="texts, or the part of a result", metavar="[TEXT ...]")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help=".png, .svg or .pdf [default: WHAT-SOURCE.png]", metavar="FILE")
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option("--data", help="pairs or labelled texts, where a view takes them", metavar="FILE|NAME")
+    ] = None,
+    layer: Annotated[int | None, typer.Option("--layer", min=1, help="of attention [default: the last]")] = None,
+    head: Annotated[int | None, typer.Option("--head", min=1, help="of attention [default: the mean]")] = None,
+    landmarks: Annotated[int, typer.Option("--landmarks", min=1, max=1024, help="of the factors")] = 16,
+    dark: Annotated[bool, typer.Option("--dark", help="light on dark")] = False,
+    overwrite: Overwrite = False,
+    json: Json = False,
+) -> None:
+    """Draw attention, impacts, vectors, attributions or a result as PNG, SVG or PDF."""
+    from danlu.cli.plot import plot_view
+
+    plot_view(
+        what, source, texts or [], out, json, data=data, layer=layer, head=head, landmarks=landmarks, dark=dark,
+        overwrite=overwrite,
+    )  # fmt: skip
 
 
 @app.command()
