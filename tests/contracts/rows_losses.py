@@ -189,3 +189,75 @@ ROWS += [
     ),
     Row("SpectralPenalty", _penalised, lambda dtype: (), ()),
 ]
+
+# gan, gan_check, likelihood_ratio
+
+
+def _score_batches(dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+    return seeded(5, dtype=dtype), seeded(4, 2, dtype=dtype)
+
+
+def _scores(dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+    return _score_batches(dtype)[1:]
+
+
+def _reported(game: str) -> torch.Tensor:
+    return torch.tensor(losses.game_report(game).ratio_range)
+
+
+BY_AUTOGRAD = "differentiates the game's functions on a grid"
+
+ROWS += [
+    Row("gan_critic_loss", lambda: losses.gan_critic_loss, _score_batches, ()),
+    Row("gan_critic_loss[squares]", lambda: partial(losses.gan_critic_loss, game="least_squares"), _score_batches, ()),
+    Row("gan_generator_loss", lambda: losses.gan_generator_loss, _scores, ()),
+    Row(
+        "gan_generator_loss[hinge]",
+        lambda: partial(losses.gan_generator_loss, game="hinge", reduction="none"),
+        _scores,
+        (4, 2),
+    ),
+    Row("gan_game", lambda: losses.gan_game("gan").generator, _scores, (4, 2)),
+    Row("least_squares_game", lambda: losses.least_squares_game(1.0, 0.0).fake, _scores, (4, 2)),
+    Row("power_game", lambda: losses.power_game(0.5).real, _scores, (4, 2), bfloat16_tolerance=0.1),
+    Row(
+        "ratio_game",
+        lambda: losses.ratio_game(lambda t: t, lambda t: torch.sigmoid(-t), "real").real,
+        _scores,
+        (4, 2),
+    ),
+    Row("game_log_ratio", lambda: losses.game_log_ratio, lambda dtype: (*_scores(dtype), "hellinger"), (4, 2)),
+    Row(
+        "ratio_balance",
+        lambda: lambda real, fake: losses.ratio_balance(real, fake, "gan").spread,
+        _score_batches,
+        (),
+    ),
+    Row("game_report", lambda: _reported, lambda dtype: ("gan",), (2,), no_compile=BY_AUTOGRAD),
+    Row(
+        "check_game",
+        lambda: lambda game: torch.tensor(losses.check_game(game).ratio_range),
+        lambda dtype: ("least_squares",),
+        (2,),
+        no_compile=BY_AUTOGRAD,
+    ),
+]
+
+# f_gan
+
+
+def _critic_outputs_f(dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+    return seeded(5, 1, dtype=dtype), seeded(4, 1, dtype=dtype) - 0.5
+
+
+ROWS += [
+    Row("f_gan_critic_loss", lambda: partial(losses.f_gan_critic_loss, divergence="kl"), _critic_outputs_f, ()),
+    Row(
+        "f_gan_generator_loss",
+        lambda: partial(losses.f_gan_generator_loss, mode="saturating"),
+        lambda dtype: _critic_outputs_f(dtype)[1:],
+        (),
+    ),
+    Row("FGANLoss", lambda: losses.FGANLoss("squared_hellinger"), _critic_outputs_f, ()),
+    Row("FGANLoss[any f]", lambda: losses.FGANLoss(lambda u: u * u.log()), _critic_outputs_f, ()),
+]

@@ -333,3 +333,136 @@ ROWS += [
     Row("span_values", lambda: lambda s, m: math.span_values(s).float(), _arcs, (2, 4, 4)),
     Row("cky", lambda: lambda s, m: math.cky(s, m.sum(1)), _arcs, (2, 4, 4)),
 ]
+
+# discretized_logistic, logistic_mixture
+
+
+def _grey_levels(dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+    mean = torch.tensor([-1.0, 0.25, 0.5]).to(dtype)
+    return torch.tensor([[0, 3, 15], [1, 14, 7]]), mean, torch.tensor([-1.0, 0.5, -2.0]).to(dtype)
+
+
+def _rgb_levels(dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(2, 4), (2, 3, 4), (2, 3, 4), (2, 3, 4)]
+    return torch.tensor([[0, 3, 15], [1, 14, 7]]), *(torch.randn(s, generator=generator).to(dtype) for s in shapes)
+
+
+ROWS += [
+    Row(
+        "discretized_logistic_log_prob",
+        lambda: lambda *a: math.discretized_logistic_log_prob(*a, 4),
+        _grey_levels,
+        (2, 3),
+    ),
+    Row(
+        "discretized_logistic_sample",
+        lambda: lambda k, *a: math.discretized_logistic_sample(*a, 4, _noise()),
+        _grey_levels,
+        (3,),
+        no_compile=_DRAWS,
+    ),
+    Row("logistic_mixture_log_prob", lambda: lambda *a: math.logistic_mixture_log_prob(*a, bits=4), _rgb_levels, (2,)),
+    Row(
+        "logistic_mixture_sample",
+        lambda: lambda k, *a: math.logistic_mixture_sample(*a, bits=4, generator=_noise()),
+        _rgb_levels,
+        (2, 3),
+        no_compile=_DRAWS,
+    ),
+    Row(
+        "split_logistic_mixture",
+        lambda: lambda x: math.split_logistic_mixture(x, 1),
+        lambda dtype: (torch.linspace(-1, 1, 24).reshape(2, 6, 2, 1).to(dtype),),
+        (2, 2, 1, 2),
+    ),
+]
+
+# importance, pareto_k, bits_per_dim
+
+
+def _log_weights(dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+    return (torch.randn(3, 40, generator=torch.Generator().manual_seed(0)).to(dtype),)
+
+
+ROWS += [
+    Row("log_mean_exp", lambda: math.log_mean_exp, _log_weights, (3,)),
+    Row("effective_sample_size", lambda: math.effective_sample_size, _log_weights, (3,)),
+    Row("importance_estimate", lambda: math.importance_estimate, _log_weights, (3,)),
+    Row("jackknife_bound", lambda: math.jackknife_bound, _log_weights, (3,)),
+    Row(
+        "bootstrap_interval",
+        lambda: lambda w: math.bootstrap_interval(w, num_replicates=20, generator=_noise()),
+        _log_weights,
+        (3,),
+        no_compile=_DRAWS,
+    ),
+    Row("pareto_k", lambda: math.pareto_k, _log_weights, (3,)),
+    Row("bits_per_dim", lambda: lambda w: math.bits_per_dim(w, 40), _log_weights, (3, 40)),
+]
+
+# f_convex, f_alpha, f_table, f_divergence
+
+
+def _two_distributions(dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+    p = torch.tensor([[0.5, 0.25, 0.25, 0.0], [0.125, 0.5, 0.25, 0.125]]).to(dtype)
+    return p, torch.tensor([[0.25, 0.25, 0.25, 0.25], [0.5, 0.125, 0.25, 0.125]]).to(dtype)
+
+
+def _log_ratios(dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+    return torch.tensor([0.5, -1.0, 2.0]).to(dtype), torch.tensor([-0.5, 0.25]).to(dtype)
+
+
+ROWS += [
+    Row("f_divergence", lambda: math.f_divergence, _two_distributions, (2,)),
+    Row("f_divergence[js]", lambda: lambda p, q: math.f_divergence(p, q, "js"), _two_distributions, (2,)),
+    Row("f_activation", lambda: lambda v, w: math.f_activation(v, "gan"), _log_ratios, (3,)),
+    Row("f_conjugate", lambda: lambda v, w: math.f_conjugate(v, "pearson"), _log_ratios, (3,)),
+    Row(
+        "f_conjugate[numeric]",
+        lambda: lambda v, w: math.f_conjugate(v, "jeffreys"),
+        _log_ratios,
+        (3,),
+        no_compile="dual numbers inside an autograd function",
+    ),
+    Row("f_bound", lambda: lambda v, w: math.f_bound(v, w, "squared_hellinger"), _log_ratios, ()),
+    Row("f_swap", lambda: lambda v, w: math.f_swap("kl").activation(v), _log_ratios, (3,), no_compile="built once"),
+    Row("alpha_divergence", lambda: lambda v, w: math.alpha_divergence(0.5).activation_conjugate(v), _log_ratios, (3,)),
+    Row(
+        "divergence_from_f",
+        lambda: math.divergence_from_f(lambda u: u * u.log()).activation_conjugate,
+        lambda d: _log_ratios(d)[:1],
+        (3,),
+    ),
+]
+
+# gaussian_divergence, gaussian_wasserstein, gaussian_diagonal, psd_sqrt
+
+
+def _gaussians(dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+    f = torch.randn(2, 3, 2, 2, generator=torch.Generator().manual_seed(0)) / 2
+    cov = f @ f.mT + torch.eye(2)
+    return f[0, :, 0].to(dtype), cov[0].to(dtype), f[1, :, 0].to(dtype), cov[1].to(dtype)
+
+
+def _deviations(dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+    mean_p, cov_p, mean_q, cov_q = _gaussians(torch.float32)
+    stds = (cov.diagonal(dim1=1, dim2=2).sqrt() for cov in (cov_p, cov_q))
+    std_p, std_q = (std.to(dtype) for std in stds)
+    return mean_p.to(dtype), std_p, mean_q.to(dtype), std_q
+
+
+ROWS += [
+    Row("gaussian_kl", lambda: math.gaussian_kl, _gaussians, (3,)),
+    Row("gaussian_jeffreys", lambda: math.gaussian_jeffreys, _gaussians, (3,)),
+    Row("gaussian_chernoff", lambda: lambda *a: math.gaussian_chernoff(*a, alpha=0.3), _gaussians, (3,)),
+    Row("gaussian_bhattacharyya", lambda: math.gaussian_bhattacharyya, _gaussians, (3,)),
+    Row("gaussian_hellinger", lambda: math.gaussian_hellinger, _gaussians, (3,)),
+    Row("gaussian_wasserstein", lambda: math.gaussian_wasserstein, _gaussians, (3,)),
+    Row("gaussian_transport", lambda: lambda m, p, n, q: math.gaussian_transport(p, q), _gaussians, (3, 2, 2)),
+    Row("gaussian_kl_diagonal", lambda: math.gaussian_kl_diagonal, _deviations, (3,)),
+    Row("gaussian_bhattacharyya_diagonal", lambda: math.gaussian_bhattacharyya_diagonal, _deviations, (3,)),
+    Row("gaussian_hellinger_diagonal", lambda: math.gaussian_hellinger_diagonal, _deviations, (3,)),
+    Row("gaussian_wasserstein_diagonal", lambda: math.gaussian_wasserstein_diagonal, _deviations, (3,)),
+    Row("psd_sqrt", lambda: lambda m, p, n, q: math.psd_sqrt(p), _gaussians, (3, 2, 2)),
+]

@@ -4,6 +4,7 @@ from danlu.math.activations import activation, activation_name, gelu
 from danlu.math.answer_metrics import answer_f1, answer_match, answer_scores, answer_segments
 from danlu.math.answer_vote import vote
 from danlu.math.attention_normalize import attention_normalize, softmax_plus_scale
+from danlu.math.bits_per_dim import bits_per_dim
 from danlu.math.chain_trees import CHAINS, chain_heads, chain_tree
 from danlu.math.chu_liu_edmonds import chu_liu_edmonds
 from danlu.math.cluster_metrics import adjusted_rand_index, normalized_mutual_information, purity
@@ -11,6 +12,7 @@ from danlu.math.constituency_tree import cky, span_values, spans_tree, top_down_
 from danlu.math.conv_norm import conv_norm, conv_norm_bound, reshaped_norm
 from danlu.math.correlation import pearson, spearman, spearman_influence
 from danlu.math.dependency_tree import is_projective, is_tree, tree_score
+from danlu.math.discretized_logistic import discretized_logistic_log_prob, discretized_logistic_sample
 from danlu.math.eisner import eisner
 from danlu.math.evidence_features import (
     evidence_features,
@@ -19,7 +21,25 @@ from danlu.math.evidence_features import (
     window_edit_similarity,
     window_jaccard,
 )
+from danlu.math.f_alpha import alpha_divergence
+from danlu.math.f_convex import FDivergence, divergence_from_f
+from danlu.math.f_divergence import f_activation, f_bound, f_conjugate, f_divergence
+from danlu.math.f_table import F_DIVERGENCES, as_f_divergence, f_swap
 from danlu.math.fisher import fisher_covariance
+from danlu.math.gaussian_diagonal import (
+    gaussian_bhattacharyya_diagonal,
+    gaussian_hellinger_diagonal,
+    gaussian_kl_diagonal,
+    gaussian_wasserstein_diagonal,
+)
+from danlu.math.gaussian_divergence import (
+    gaussian_bhattacharyya,
+    gaussian_chernoff,
+    gaussian_hellinger,
+    gaussian_jeffreys,
+    gaussian_kl,
+)
+from danlu.math.gaussian_wasserstein import gaussian_transport, gaussian_wasserstein
 from danlu.math.gelu_fit import GELU_ODD5, gelu_fit, gelu_odd, gelu_odd_error, gelu_series, gelu_table
 from danlu.math.generation_metrics import bleu, distinct_n, lcs_length, position_accuracy, rouge_l, rouge_n
 from danlu.math.gradient_gram import gram_matrix
@@ -30,7 +50,23 @@ from danlu.math.gradient_weights import (
     pcgrad_weights,
     primary_weights,
 )
+from danlu.math.importance import (
+    BootstrapInterval,
+    ImportanceEstimate,
+    bootstrap_interval,
+    dreg_hook,
+    effective_sample_size,
+    importance_estimate,
+    jackknife_bound,
+    log_mean_exp,
+)
 from danlu.math.least_squares import LeastSquares, levenberg_marquardt, rowwise_jacobian
+from danlu.math.logistic_mixture import (
+    LogisticMixture,
+    logistic_mixture_log_prob,
+    logistic_mixture_sample,
+    split_logistic_mixture,
+)
 from danlu.math.metrics import (
     CalibrationBin,
     Report,
@@ -54,6 +90,8 @@ from danlu.math.moments import Moments, all_reduce_moments, merge_moments, momen
 from danlu.math.nonnegative_minimum import nonnegative_minimum
 from danlu.math.ode_solve import solve_ode
 from danlu.math.ode_steps import ODE_METHODS, ode_step
+from danlu.math.pareto_k import pareto_k, pareto_k_limit
+from danlu.math.psd_sqrt import psd_sqrt
 from danlu.math.pseudo_inverse import PseudoInverse, iterative_pinv, pinv_residual, pinv_step_bound, pseudo_inverse
 from danlu.math.reduce import reduce_loss
 from danlu.math.relaxation import (
@@ -114,13 +152,18 @@ from danlu.math.triple_metrics import overlap_kinds, triple_breakdown, triple_co
 
 __all__ = [
     "CHAINS",
+    "F_DIVERGENCES",
     "GELU_ODD5",
     "ODE_METHODS",
     "SCHEMES",
     "TOPK_METHODS",
     "AttachmentScores",
+    "BootstrapInterval",
     "CalibrationBin",
+    "FDivergence",
+    "ImportanceEstimate",
     "LeastSquares",
+    "LogisticMixture",
     "MinimaxFit",
     "Moments",
     "PseudoInverse",
@@ -133,15 +176,19 @@ __all__ = [
     "adjusted_rand_index",
     "all_reduce_moments",
     "allowed_transitions",
+    "alpha_divergence",
     "angle_factor",
     "answer_f1",
     "answer_match",
     "answer_scores",
     "answer_segments",
+    "as_f_divergence",
     "attachment_counts",
     "attachment_scores",
     "attention_normalize",
+    "bits_per_dim",
     "bleu",
+    "bootstrap_interval",
     "bracket_f1",
     "calibration_bins",
     "chain_backward",
@@ -160,13 +207,34 @@ __all__ = [
     "convert_tags",
     "detect_scheme",
     "direction_weights",
+    "discretized_logistic_log_prob",
+    "discretized_logistic_sample",
     "distinct_n",
+    "divergence_from_f",
+    "dreg_hook",
     "dual_cone_weights",
+    "effective_sample_size",
     "eisner",
     "evidence_features",
     "expected_calibration_error",
     "f1_from_counts",
+    "f_activation",
+    "f_bound",
+    "f_conjugate",
+    "f_divergence",
+    "f_swap",
     "fisher_covariance",
+    "gaussian_bhattacharyya",
+    "gaussian_bhattacharyya_diagonal",
+    "gaussian_chernoff",
+    "gaussian_hellinger",
+    "gaussian_hellinger_diagonal",
+    "gaussian_jeffreys",
+    "gaussian_kl",
+    "gaussian_kl_diagonal",
+    "gaussian_transport",
+    "gaussian_wasserstein",
+    "gaussian_wasserstein_diagonal",
     "gelu",
     "gelu_fit",
     "gelu_odd",
@@ -179,13 +247,18 @@ __all__ = [
     "gumbel_softmax",
     "hard_forward",
     "illegal_steps",
+    "importance_estimate",
     "is_projective",
     "is_tree",
     "iterative_pinv",
+    "jackknife_bound",
     "largest_error",
     "lcs_length",
     "least_squares_fit",
     "levenberg_marquardt",
+    "log_mean_exp",
+    "logistic_mixture_log_prob",
+    "logistic_mixture_sample",
     "logsumexp",
     "longest_repeat",
     "loop_counts",
@@ -199,6 +272,8 @@ __all__ = [
     "normalized_weights",
     "ode_step",
     "overlap_kinds",
+    "pareto_k",
+    "pareto_k_limit",
     "passage_overlap",
     "pcgrad_weights",
     "pearson",
@@ -207,6 +282,7 @@ __all__ = [
     "position_accuracy",
     "power_iteration",
     "primary_weights",
+    "psd_sqrt",
     "pseudo_inverse",
     "purity",
     "question_overlap",
@@ -249,6 +325,7 @@ __all__ = [
     "spearman",
     "spearman_influence",
     "spherical_kmeans",
+    "split_logistic_mixture",
     "split_tag",
     "straight_through_bernoulli",
     "straight_through_onehot",
