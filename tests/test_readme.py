@@ -16,7 +16,7 @@ from house import ROOT, SRC
 
 READMES = ["README.md", "README.zh.md"]
 PAGES = [  # whose Python runs from top to bottom, without files of its own
-    f"docs/{page}.md" for page in ("train", "attention", "vectors", "probes", "equations")
+    f"docs/{page}.md" for page in ("train", "attention", "vectors", "probes", "equations", "generative")
 ]
 FENCE = re.compile(
     r"^(?P<margin> *)(?P<fence>```+|~~~+)(?P<language>[\w+-]*)[^\n`]*\n(?P<code>.*?)^ *(?P=fence) *$", re.M | re.S

@@ -466,3 +466,50 @@ ROWS += [
     Row("gaussian_wasserstein_diagonal", lambda: math.gaussian_wasserstein_diagonal, _deviations, (3,)),
     Row("psd_sqrt", lambda: lambda m, p, n, q: math.psd_sqrt(p), _gaussians, (3, 2, 2)),
 ]
+
+# mode_coverage, ratio_calibration
+
+
+def _near_modes(dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+    modes = torch.tensor([[0.0, 0.0], [2.0, 0.0]], dtype=dtype)
+    return torch.tensor([[0.25, 0.0], [2.0, 0.5], [9.0, 9.0]], dtype=dtype), modes
+
+
+def _ratio_draws(dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+    return torch.tensor([0.5, 2.0, -1.0, 1.5], dtype=dtype), torch.tensor([-0.5, 1.0, -2.0], dtype=dtype)
+
+
+ROWS += [
+    Row("mode_coverage", lambda: lambda *a: math.mode_coverage(*a, radius=1.0).counts, _near_modes, (2,)),
+    Row(
+        "ratio_calibration",
+        lambda: lambda *a: math.ratio_calibration(*a, bins=2).observed.float(),
+        _ratio_draws,
+        (2,),
+        no_compile="Newton's steps stop where they have converged: numbers are read in Python",
+    ),
+]
+
+# frechet, kernel_distance, manifold_metrics
+
+
+def _two_sets(dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+    x, y = torch.randn(2, 16, 3, generator=torch.Generator().manual_seed(0))
+    return x.to(dtype), (y[:14] + 0.5).to(dtype)
+
+
+ROWS += [
+    Row("frechet_distance", lambda: math.frechet_distance, _two_sets, ()),
+    Row(
+        "frechet_estimate",
+        lambda: lambda x, y: math.frechet_estimate(x, y, 4, _noise()),
+        _two_sets,
+        (),
+        no_compile=_DRAWS,
+    ),
+    Row("frechet_floor", lambda: lambda x, y: math.frechet_floor(x.mT @ x, 9, 8), _two_sets, ()),
+    Row("kernel_distance", lambda: math.kernel_distance, _two_sets, ()),
+    Row("kernel_estimate", lambda: math.kernel_estimate, _two_sets, ()),
+    Row("precision_recall", lambda: lambda x, y: math.precision_recall(x, y, 2), _two_sets, ()),
+    Row("density_coverage", lambda: lambda x, y: math.density_coverage(x, y, 2), _two_sets, ()),
+]

@@ -571,3 +571,83 @@ ROWS += [
         ("SyntheticAttention", "synthesizer_dense"),
     )
 ]  # fmt: skip
+
+# coupling, actnorm, invertible layers and the 1x1 convolution
+
+
+def _image(*size: int) -> Callable[[torch.dtype], tuple[torch.Tensor, ...]]:
+    return lambda dtype: (_normal(*size, dtype=dtype),)
+
+
+def _coupling(split: str, additive: bool = False) -> nn.Coupling:
+    kept, moved = nn.coupling_sizes(4, split)
+    return nn.Coupling(torch.nn.Conv2d(kept, moved * (1 if additive else 2), 1), split, additive=additive)
+
+
+def _rotated(seed: int = 0) -> nn.InvertibleLinear:
+    return nn.InvertibleLinear(4, generator=torch.Generator().manual_seed(seed))
+
+
+ROWS += [
+    Row("Coupling", lambda: _coupling("half"), _image(2, 4, 3, 3), (2, 4, 3, 3)),
+    Row("Coupling[even_odd]", lambda: _coupling("even_odd"), _image(2, 4, 3, 3), (2, 4, 3, 3)),
+    Row("Coupling[checkerboard]", lambda: _coupling("checkerboard"), _image(2, 4, 3, 3), (2, 4, 3, 3)),
+    Row("Coupling[additive]", lambda: _coupling("half", True), _image(2, 4, 3, 3), (2, 4, 3, 3)),
+    Row(
+        "affine_coupling",
+        lambda: nn.affine_coupling,
+        lambda dtype: tuple(_normal(2, 3, dtype=dtype) * size for size in (1.0, 0.5, 0.25)),
+        (2, 3),
+    ),
+    Row("coupling_log_scale", lambda: nn.coupling_log_scale, _image(2, 3), (2, 3)),
+    Row("coupling_sizes", lambda: lambda: torch.tensor(nn.coupling_sizes(5)), lambda dtype: (), (2,)),
+    Row("checkerboard", lambda: lambda: nn.checkerboard(2, 3), lambda dtype: (), (2, 3)),
+    Row("ActNorm", lambda: nn.ActNorm(4), _image(5, 4, 3, 3), (5, 4, 3, 3)),
+    Row("ActNorm[scale]", lambda: nn.ActNorm(4, init="zeros", shift=False), _image(5, 4), (5, 4)),
+    Row("standardize_channels", lambda: nn.standardize_channels, _image(5, 4, 3), (4,)),
+    Row("InvertibleSequential", lambda: nn.InvertibleSequential([_rotated(), _rotated(1)]), _image(2, 4), (2, 4)),
+    Row("ChannelPermutation", lambda: nn.ChannelPermutation(4), _image(2, 4, 3), (2, 4, 3)),
+    Row("Squeeze", lambda: nn.Squeeze(), _image(2, 1, 4, 6), (2, 4, 2, 3)),
+    Row("Flatten", lambda: nn.Flatten((1, 2, 3)), _image(2, 1, 2, 3), (2, 6)),
+    Row("channel_log_det", lambda: nn.channel_log_det, lambda dtype: (*_image(2, 3, 4)(dtype), torch.ones(3)), (2,)),
+    Row("InvertibleLinear", _rotated, _image(2, 4, 3, 3), (2, 4, 3, 3)),
+    Row(
+        "channel_linear",
+        lambda: nn.channel_linear,
+        lambda dtype: (_normal(2, 4, 3, dtype=dtype), _normal(5, 4, dtype=dtype), _normal(5, dtype=dtype)),
+        (2, 5, 3),
+    ),
+    Row(
+        "channel_solve",
+        lambda: nn.channel_solve,
+        lambda dtype: (_normal(2, 4, 3, dtype=dtype), 0.1 * _normal(4, 4, dtype=dtype), torch.eye(4).to(dtype)),
+        (2, 4, 3),
+    ),
+    Row(
+        "random_rotation",
+        lambda: lambda: nn.random_rotation(3, torch.Generator().manual_seed(0)).float(),
+        lambda dtype: (),
+        (3, 3),
+        no_compile="draws from a generator",
+    ),
+]
+
+# modulated_norm, equalized, self_modulation
+
+
+def _modulated_inputs(dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+    return _normal(4, 3, 2, 5, dtype=dtype), _normal(4, 6, dtype=dtype)
+
+
+def _small_generator() -> torch.nn.Module:
+    return torch.nn.Sequential(torch.nn.ConvTranspose2d(6, 3, 2), torch.nn.BatchNorm2d(3), torch.nn.Tanh())
+
+
+ROWS += [
+    Row("ModulatedNorm", lambda: nn.ModulatedNorm(3), _image(4, 3, 2, 5), (4, 3, 2, 5)),
+    Row("ModulatedNorm[condition]", lambda: nn.ModulatedNorm(3, 6), _modulated_inputs, (4, 3, 2, 5)),
+    Row("ModulatedNorm[instance]", lambda: nn.ModulatedNorm(3, 6, "instance"), _modulated_inputs, (4, 3, 2, 5)),
+    Row("ModulatedNorm[layer]", lambda: nn.ModulatedNorm(3, 6, "layer", None), _modulated_inputs, (4, 3, 2, 5)),
+    Row("equalized", lambda: nn.equalized(torch.nn.Linear(5, 2)), _image(4, 5), (4, 2)),
+    Row("SelfModulated", lambda: nn.SelfModulated(_small_generator(), 6), _image(4, 6, 1, 1), (4, 3, 2, 2)),
+]

@@ -1,16 +1,14 @@
 """InfoNCE and FlatNCE: formulas by hand, gradients by formula, low precision, masks, layouts, lightly's number."""
 
 import math
-import socket
 import statistics
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 import torch.nn.functional as F
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from two_processes import in_two_processes
 
 from danlu.losses import ContrastiveLoss, contrastive_scores, contrastive_stats, flat_nce, info_nce
 
@@ -375,29 +373,21 @@ def small_net():
     return nn.Linear(3, 3, dtype=torch.float64)
 
 
-def process(rank, port, folder):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+def process(rank):
     rows, net = slice(2 * rank, 2 * rank + 2), small_net()
     model = DistributedDataParallel(net)
     z = model(torch.cat([A[rows], C[rows], N[rank : rank + 1]]))
     loss = ContrastiveLoss("flat", 0.3, "all", gather=True)
     value = loss(z[:2], z[2:4], z[4:], groups=torch.tensor([7, 1, 7, 2])[rows])
     value.backward()
-    torch.save([value.detach(), net.weight.grad, net.bias.grad], f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+    return [value.detach(), net.weight.grad, net.bias.grad]
 
 
 @pytest.mark.slow
 def test_two_processes_equal_one(tmp_path):
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    mp.spawn(process, args=(port, str(tmp_path)), nprocs=2)
     net = small_net()
     value = ContrastiveLoss("flat", 0.3, "all")(net(A), net(C), net(N), groups=torch.tensor([7, 1, 7, 2]))
     value.backward()
-    for rank in range(2):
-        got = torch.load(tmp_path / f"{rank}.pt")
+    for got in in_two_processes(process, tmp_path):
         for a, b in zip(got, [value.detach(), net.weight.grad, net.bias.grad], strict=True):
             torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)

@@ -100,6 +100,17 @@ def test_alpha_runs_through_the_others():
         alpha_divergence(math.nan)
 
 
+def test_a_critic_that_is_sure_keeps_its_slope_in_float32():  # T' = e^{(a - 1) v}, and of f*(T) e^{a v}
+    record = alpha_divergence(0.5)
+    for function, sign in ((record.activation, -0.5), (record.activation_conjugate, 0.5)):
+        v = torch.tensor([-48.0, -3.0, -1e-3, 1e-3, 3.0, 48.0], requires_grad=True)
+        (slope,) = torch.autograd.grad(function(v).sum(), v)
+        torch.testing.assert_close(slope, (sign * v.detach()).exp(), rtol=1e-5, atol=0)
+    far = torch.tensor(60.0, requires_grad=True)
+    alpha_divergence(2.0).activation_conjugate(far).backward()  # e^120 is beyond float32
+    assert far.grad.item() == math.inf
+
+
 @pytest.mark.parametrize("name", GAUSSIANS)
 def test_gaussians_by_quadrature(name):
     x = torch.linspace(-16, 18, 34_001, dtype=torch.float64)

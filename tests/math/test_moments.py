@@ -1,15 +1,13 @@
 """Moments: scalar loops, the recursion one vector at a time, any cuts and orders, large means, ranges, messages."""
 
 import itertools
-import socket
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
+from two_processes import in_two_processes
 
 from danlu.math import Moments, all_reduce_moments, merge_moments, moments
 
@@ -203,24 +201,17 @@ def test_messages_of_options_and_merging(monkeypatch):
         moments(x)
 
 
-def process(rank: int, port: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+def process(rank: int) -> dict[str, tuple[torch.Tensor, ...]]:
     x = draw(50, 4) + 1e3
     uneven = all_reduce_moments(moments(x[:13] if rank == 0 else x[13:]))
     lonely = all_reduce_moments(moments(x[:0] if rank == 0 else x))  # one process has nothing
-    torch.save({"uneven": tuple(uneven), "lonely": tuple(lonely)}, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+    return {"uneven": tuple(uneven), "lonely": tuple(lonely)}
 
 
 @pytest.mark.slow
 def test_two_processes_equal_one(tmp_path: Path) -> None:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    mp.spawn(process, args=(port, str(tmp_path)), nprocs=2)
     expected = moments(draw(50, 4) + 1e3)
-    found = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+    found = in_two_processes(process, tmp_path)
     for name in ("uneven", "lonely"):
         assert_same(Moments(*found[0][name]), expected)
         assert torch.equal(found[0][name][2], found[1][name][2])

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from danlu.math.pseudo_inverse import pinv_step_bound
 from danlu.nn import nystrom_attention, nystrom_factors
 from danlu.nn.nystrom import MODES
 
@@ -166,12 +167,21 @@ def test_scale_is_that_of_softmax_attention():
     torch.testing.assert_close(wide, F.scaled_dot_product_attention(Q, K, V, scale=0.7))
 
 
+def test_as_many_tokens_as_landmarks_is_softmax_behind_a_mask_too():
+    six, whole = (torch.arange(24) < 6).expand(3, -1), torch.ones(3, 24, dtype=torch.bool)
+    found = nystrom_attention(Q, K, V, 6, mask=six, query_mask=whole)
+    torch.testing.assert_close(found, F.scaled_dot_product_attention(Q, K[:, :, :6], V[:, :, :6]))
+    found = nystrom_attention(Q, K, V, 6, mask=whole, query_mask=six)[:, :, :6]
+    torch.testing.assert_close(found, F.scaled_dot_product_attention(Q[:, :, :6], K, V))
+
+
 def test_pinv_by_name_and_number():
     assert torch.equal(nystrom_attention(Q, K, V, 6, pinv="paper"), nystrom_attention(Q, K, V, 6, pinv=6))
     exact = nystrom_attention(Q, K, V, 6, pinv="exact")
     torch.testing.assert_close(nystrom_attention(Q, K, V, 6, pinv=1e-14), exact, rtol=1e-6, atol=1e-6)
     assert (nystrom_attention(Q, K, V, 6) - exact).abs().max() > 1e-3  # small singular values stay out
     assert torch.equal(nystrom_attention(Q, K, V, 6), nystrom_attention(Q, K, V, 6, pinv=3e-3))
+    assert pinv_step_bound(3e-3) == 8  # the steps that the docstring tells of "auto"
     assert (nystrom_attention(Q, K, V, 6, pinv=1) - exact).abs().max() > 1e-3
 
 

@@ -1,15 +1,13 @@
 """Spectral normalisation: true norms after training, gradient, state, copies, compile, half precision, processes."""
 
 import copy
-import socket
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils import parametrize
+from two_processes import in_two_processes
 
 from danlu.math import conv_norm, reshaped_norm
 from danlu.nn import SpectralNorm, spectral_norm
@@ -300,9 +298,7 @@ def test_reshaped_by_groups_and_repr():
     assert isinstance(layer.parametrizations.weight[0], SpectralNorm)
 
 
-def process(rank, port, folder):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+def process(rank):
     torch.manual_seed(rank)  # other first vectors in each process; DistributedDataParallel sends those of the first
     layer = spectral_norm(nn.Linear(4, 5))
     model = nn.parallel.DistributedDataParallel(layer)
@@ -311,16 +307,11 @@ def process(rank, port, folder):
         optimizer.zero_grad()
         F.mse_loss(model(seeded(4, 4, seed=10 * i + rank, dtype=torch.float32)), torch.ones(4, 5)).backward()
         optimizer.step()
-    torch.save(layer.state_dict(), f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+    return layer.state_dict()
 
 
 @pytest.mark.slow
 def test_two_processes_stay_the_same(tmp_path):
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    mp.spawn(process, args=(port, str(tmp_path)), nprocs=2)
-    a, b = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    a, b = in_two_processes(process, tmp_path)
     for key, value in a.items():
         torch.testing.assert_close(b[key], value, rtol=0, atol=0)

@@ -2,12 +2,12 @@
 
 import copy
 import math
-import os
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from two_processes import in_two_processes
 
 from danlu.nn import SYNTHESIZER_MODES, SynthesizerAttention, attend, synthesizer_attention, synthesizer_weights
 from danlu.optim import param_groups
@@ -471,19 +471,16 @@ def test_messages():
         layer.resize_(0)
 
 
-def average_gradients(rank, file, folder):
-    torch.distributed.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)
+def average_gradients(rank):
     layer = nn.parallel.DistributedDataParallel(made("random+vanilla"))
     layer(tokens(4)[2 * rank :][:2], KEEP).square().sum().backward()
-    torch.save([p.grad for p in layer.parameters()], os.path.join(folder, f"{rank}.pt"))
-    torch.distributed.destroy_process_group()
+    return [p.grad for p in layer.parameters()]
 
 
 @pytest.mark.slow
 def test_two_processes(tmp_path):
-    torch.multiprocessing.spawn(average_gradients, (tmp_path / "store", tmp_path), nprocs=2)
     layer = made("random+vanilla")
     layer(tokens(4), KEEP.repeat(2, 1)).square().sum().div(2).backward()
-    for rank in range(2):
-        for p, g in zip(layer.parameters(), torch.load(tmp_path / f"{rank}.pt"), strict=True):
+    for found in in_two_processes(average_gradients, tmp_path):
+        for p, g in zip(layer.parameters(), found, strict=True):
             torch.testing.assert_close(g, p.grad)

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from two_processes import in_two_processes
 
 from danlu.optim import Adafactor, GradientAccumulation, Lookahead
 
@@ -176,9 +177,7 @@ def test_messages():
         accumulation.load_state_dict(optimizer.state_dict())
 
 
-def one_of_two(rank, path):
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{path}/meet", rank=rank, world_size=2)
+def one_of_two(rank):
     model = nn.parallel.DistributedDataParallel(tagger())
     accumulation = GradientAccumulation(torch.optim.AdamW(model.parameters(), 0.05), 2, distributed=True)
     for _ in range(3):
@@ -187,20 +186,19 @@ def one_of_two(rank, path):
             loss, tokens = masked_mean(model, list(rows))
             (loss * tokens).backward()
             accumulation.step(tokens)
-    torch.save([p.detach() for p in model.parameters()], f"{path}/{rank}.pt")
-    torch.distributed.destroy_process_group()
+    return [p.detach() for p in model.parameters()]
 
 
 @pytest.mark.slow
 def test_two_processes_equal_the_big_batch(tmp_path):
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    torch.multiprocessing.spawn(one_of_two, (str(tmp_path),), nprocs=2)
+    found = in_two_processes(one_of_two, tmp_path)
     big = tagger()
     optimizer = torch.optim.AdamW(big.parameters(), 0.05)
     for _ in range(3):
         optimizer.zero_grad()
         masked_mean(big, list(range(12)))[0].backward()
         optimizer.step()
-    for rank in range(2):
-        for p, q in zip(torch.load(tmp_path / f"{rank}.pt"), big.parameters(), strict=True):
+    for weights in found:
+        for p, q in zip(weights, big.parameters(), strict=True):
             torch.testing.assert_close(p, q.detach(), rtol=1e-10, atol=1e-12)

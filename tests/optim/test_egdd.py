@@ -2,14 +2,13 @@
 
 import io
 import math
-import socket
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
+from two_processes import in_two_processes
 
 from danlu.optim import EGDD
 
@@ -289,27 +288,20 @@ def test_a_sparse_gradient_is_refused():
 # two processes, each with one half of the weights
 
 
-def shard(rank: int, port: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-
+def shard(rank: int) -> Tensor:
     def reduce(t: Tensor) -> Tensor:
         dist.all_reduce(t)
         return t
 
     (x,) = zeros([(3,)])
     feed(EGDD([x], 0.1, scale_lr=0.3, reduce=reduce), [x], [[s[rank]] for s in gradients(10, [(3,), (3,)])])
-    torch.save(x.detach(), f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+    return x.detach()
 
 
 @pytest.mark.slow
 def test_sharded_weights_share_one_scale(tmp_path: Path) -> None:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    mp.spawn(shard, (port, str(tmp_path)), nprocs=2)
+    found = in_two_processes(shard, tmp_path)
     whole = zeros([(3,), (3,)])
     feed(EGDD(whole, 0.1, scale_lr=0.3), whole, gradients(10, [(3,), (3,)]))
     for rank in range(2):
-        torch.testing.assert_close(torch.load(tmp_path / f"{rank}.pt"), whole[rank].detach())
+        torch.testing.assert_close(found[rank], whole[rank].detach())

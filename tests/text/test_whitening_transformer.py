@@ -3,14 +3,12 @@
 import copy
 import json
 import pickle
-import socket
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
+from two_processes import in_two_processes
 
 from danlu.data.errors import InputError
 from danlu.math import moments
@@ -282,20 +280,13 @@ def test_messages():
         w.all_reduce()
 
 
-def process(rank: int, port: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+def process(rank: int) -> torch.Tensor:
     w = Whitening(dim=4).partial_fit(X[:70] if rank == 0 else X[70:]).all_reduce()
-    np.save(f"{folder}/{rank}.npy", w.transform(X))
-    dist.destroy_process_group()
+    return torch.from_numpy(w.transform(X))
 
 
 @pytest.mark.slow
 def test_two_processes_equal_one(tmp_path: Path) -> None:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    mp.spawn(process, args=(port, str(tmp_path)), nprocs=2)
-    first, second = (np.load(tmp_path / f"{rank}.npy") for rank in range(2))
+    first, second = (found.numpy() for found in in_two_processes(process, tmp_path))
     assert np.array_equal(first, second)
     np.testing.assert_allclose(first, Whitening(dim=4).fit(X).transform(X), atol=1e-9)

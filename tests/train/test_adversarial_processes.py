@@ -1,15 +1,14 @@
 """FGM in two processes under DistributedDataParallel: with an all-reduced attack gradient it equals one process."""
 
-import socket
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from two_processes import in_two_processes
 
 from danlu.train import fgm_backward, fgm_output_backward
 
@@ -39,32 +38,26 @@ def attack(form: str, net: Net, model: nn.Module, rows: slice, reduce=None) -> d
     return {n: p.grad.clone() for n, p in net.named_parameters() if p.grad is not None}
 
 
-def process(rank: int, port: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-
+def process(rank: int) -> dict[str, dict[str, Tensor]]:
     def reduce(g: Tensor) -> Tensor:
         dist.all_reduce(g)
         return g
 
+    found = {}
     for form in ("weight", "output"):
         net = Net()
-        grads = attack(form, net, DistributedDataParallel(net), slice(2 * rank, 2 * rank + 2), reduce)
-        torch.save(grads, f"{folder}/{form}-{rank}.pt")
-    dist.destroy_process_group()
+        found[form] = attack(form, net, DistributedDataParallel(net), slice(2 * rank, 2 * rank + 2), reduce)
+    return found
 
 
 @pytest.mark.slow
 def test_two_processes_equal_one(tmp_path: Path) -> None:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    mp.spawn(process, args=(port, str(tmp_path)), nprocs=2)
+    found = in_two_processes(process, tmp_path)
     for form in ("weight", "output"):
         net = Net()
         expected = attack(form, net, net, slice(0, 4))
         for rank in range(2):
-            got = torch.load(tmp_path / f"{form}-{rank}.pt")
+            got = found[rank][form]
             assert got.keys() == expected.keys()
             for name in got:
                 torch.testing.assert_close(got[name], expected[name], rtol=1e-10, atol=1e-12)

@@ -1,16 +1,14 @@
 """FreeLB: eqs. (1) to (4) by hand, the linear closed form, its start, one dropout mask, loops we did not write."""
 
 import math
-import socket
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 import torch.nn.functional as F
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from two_processes import in_two_processes
 
 from danlu.train import (
     FreeLB,
@@ -373,26 +371,22 @@ FAMILY = {  # name -> stand-in for backward of (loss_fn, logits_fn, ids, label, 
 }
 
 
-def process(rank: int, port: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+def process(rank: int) -> dict[str, dict[str, torch.Tensor]]:
+    found = {}
     for name, backward in FAMILY.items():
         net = Bag()
         model = DistributedDataParallel(net)
         for _ in range(2):  # the second step would meet what the first left behind
             net.zero_grad()
             backward(model, net, IDS[2 * rank : 2 * rank + 2], LABEL[2 * rank : 2 * rank + 2])
-        torch.save(gradients(net), f"{folder}/{name}-{rank}.pt")
-    dist.destroy_process_group()
+        found[name] = gradients(net)
+    return found
 
 
 @pytest.mark.slow
 def test_two_processes_train_on_the_mean_of_both(tmp_path: Path) -> None:
     """FreeLB, gradient penalty, VAT and R-Drop under DistributedDataParallel, no word of the user's about it."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    mp.spawn(process, args=(port, str(tmp_path)), nprocs=2)
+    found = in_two_processes(process, tmp_path)
     for name, backward in FAMILY.items():
         parts = []
         for rank in range(2):
@@ -401,4 +395,4 @@ def test_two_processes_train_on_the_mean_of_both(tmp_path: Path) -> None:
             parts.append(gradients(net))
         expected = {n: (parts[0][n] + parts[1][n]) / 2 for n in parts[0]}
         for rank in range(2):
-            assert_same(torch.load(tmp_path / f"{name}-{rank}.pt"), expected, rtol=1e-10, atol=1e-12)
+            assert_same(found[rank][name], expected, rtol=1e-10, atol=1e-12)

@@ -1,16 +1,14 @@
 """Mixing at a layer: equal to mixing by hand, nothing left behind, padding exact at embeddings, compile, processes."""
 
 import math
-import socket
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 import torch.nn.functional as F
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
+from two_processes import in_two_processes
 
 from danlu.train import (
     ManifoldMixup,
@@ -260,23 +258,15 @@ def network():
     return nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double()
 
 
-def process(rank, port, folder):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+def process(rank):
     net = network()
     rows = slice(2 * rank, 2 * rank + 2)
-    result = two_steps(net, DistributedDataParallel(net), rows, torch.Generator().manual_seed(10 + rank))
-    torch.save(result, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+    return two_steps(net, DistributedDataParallel(net), rows, torch.Generator().manual_seed(10 + rank))
 
 
 @pytest.mark.slow
 def test_two_processes_mix_the_same_layer_and_equal_one(tmp_path):
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    mp.spawn(process, args=(port, str(tmp_path)), nprocs=2)
-    (layers, first, grads), (others, second, same) = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    (layers, first, grads), (others, second, same) = in_two_processes(process, tmp_path)
     assert layers == others
     torch.testing.assert_close(grads, same)
     assert not torch.equal(first[1][0], second[1][0])

@@ -1,15 +1,14 @@
 """Tasks combined in two processes under DistributedDataParallel: with a mean over both they equal one process."""
 
-import socket
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from two_processes import in_two_processes
 
 from danlu.losses import LossRatio
 from danlu.train import multitask_backward
@@ -42,43 +41,34 @@ def step(form: str, net: Net, model: nn.Module, rows: slice, reduce=None) -> dic
     return {n: p.grad.clone() for n, p in net.named_parameters() if p.grad is not None}
 
 
-def process(rank: int, port: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-
+def process(rank: int) -> tuple[dict[str, dict[str, Tensor]], str]:
     def mean(g: Tensor) -> Tensor:
         dist.all_reduce(g)
         return g / 2
 
+    found = {}
     for form in FORMS:
         net = Net()
-        grads = step(form, net, DistributedDataParallel(net), slice(4 * rank, 4 * rank + 4), mean)
-        torch.save(grads, f"{folder}/{form}-{rank}.pt")
+        found[form] = step(form, net, DistributedDataParallel(net), slice(4 * rank, 4 * rank + 4), mean)
     net = Net()
     message = ""
     try:
         step("mgda", net, net, slice(0, 4))
     except ValueError as error:
         message = str(error)
-    torch.save(message, f"{folder}/message-{rank}.pt")
-    dist.destroy_process_group()
+    return found, message
 
 
 @pytest.mark.slow
 def test_two_processes_equal_one(tmp_path: Path) -> None:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    mp.spawn(process, args=(port, str(tmp_path)), nprocs=2)
+    found = in_two_processes(process, tmp_path)
     for form in FORMS:
         net = Net()
         expected = step(form, net, net, slice(0, 8))
         for rank in range(2):
-            got = torch.load(tmp_path / f"{form}-{rank}.pt")
+            got = found[rank][0][form]
             assert got.keys() == expected.keys()
             for name in got:
                 torch.testing.assert_close(got[name], expected[name], rtol=1e-9, atol=1e-11)
-    for rank in range(2):
-        assert "2 processes would each combine their own gradients; give reduce=" in torch.load(
-            tmp_path / f"message-{rank}.pt"
-        )
+    for _, message in found:
+        assert "2 processes would each combine their own gradients; give reduce=" in message

@@ -1,5 +1,7 @@
 """What options may be: their names, values and help, for the subcommands that share them."""
 
+import shlex
+import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -35,6 +37,7 @@ __all__ = [
     "Threads",
     "Train",
     "With",
+    "command_line",
 ]
 
 
@@ -154,3 +157,8 @@ Family = Annotated[
     str | None, typer.Option("--family", help="bert, roformer, t5.1.1 ... where the files do not tell", metavar="F")
 ]
 Json = Annotated[bool, typer.Option("--json", help="one JSON value on stdout, for machines")]
+
+
+def command_line() -> str:
+    """The command as it was typed, for records."""
+    return shlex.join(["danlu", *sys.argv[1:]])

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from danlu.cli.show import Progress, dump
+from danlu.cli.progress import Progress
+from danlu.cli.show import dump
 from danlu.data.errors import InputError
 
 __all__ = ["PretrainProgress", "print_pretraining"]

@@ -6,13 +6,36 @@ looks the same everywhere: None and NaN are an en dash. Minus is U+2212, as wide
 Source: none, house rules. Shapes: plain Python values.
 """
 
+import datetime
 import math
 import re
 from typing import Any
 
-__all__ = ["count", "duration", "finite", "number", "p_value", "ratio", "signed", "visible"]
+__all__ = [
+    "count", "duration", "finite", "language", "metric_name", "moment", "number", "p_value", "ratio", "signed",
+    "visible",
+]  # fmt: skip
 
 MISSING = "–"
+METRIC_NAMES = {
+    "f1": "F1",
+    "precision": "Precision",
+    "recall": "Recall",
+    "accuracy": "Accuracy",
+    "macro_f1": "Macro F1",
+    "loss": "Loss",
+    "ece": "Calibration error (ECE)",
+    "spearman": "Spearman correlation",
+    "pearson": "Pearson correlation",
+    "rmse": "Root mean square error",
+    "em": "Exact match",
+    "webqa_score": "WebQA score",
+    "score": "Score",
+    "rouge_1": "ROUGE-1",
+    "rouge_2": "ROUGE-2",
+    "rouge_l": "ROUGE-L",
+    "bleu": "BLEU",
+}
 SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 # What HTML cannot hold (C0 and C1 controls, lone surrogates) and what turns the reading direction of text after it.
 UNSAFE = re.compile(
@@ -175,3 +198,57 @@ def visible(value: Any) -> str:
     """
     text = "" if value is None else str(value)
     return UNSAFE.sub(lambda m: chr(0x2400 + ord(m.group())) if ord(m.group()) < 0x20 else "\ufffd", text)
+
+
+def metric_name(key: str) -> str:
+    """How a metric is called in print.
+
+    Args:
+        key: of a record.
+
+    Returns:
+        Its name; of one that is not known the key with blanks for underscores.
+
+    >>> metric_name("f1"), metric_name("my_score")
+    ('F1', 'my score')
+    """
+    return METRIC_NAMES.get(key, str(key).replace("_", " "))
+
+
+def moment(text: Any) -> str:
+    """A time stamp for people: minutes are enough, UTC by name.
+
+    Args:
+        text: an ISO time, with or without a zone.
+
+    Returns:
+        The text; what is no ISO time stays as it is.
+
+    >>> moment("2026-01-31T23:30:59-01:00"), moment("yesterday")
+    ('2026-02-01 00:30 UTC', 'yesterday')
+    """
+    try:
+        when = datetime.datetime.fromisoformat(str(text))
+    except ValueError:
+        return str(text)
+    if when.tzinfo is None:
+        return f"{when:%Y-%m-%d %H:%M}"
+    return f"{when.astimezone(datetime.UTC):%Y-%m-%d %H:%M} UTC"
+
+
+def language(text: Any) -> str:
+    """The language to announce for a foreign text.
+
+    Args:
+        text: anything; str() is taken of it.
+
+    Returns:
+        "zh" where it has Han characters and no kana or hangul, else the empty text.
+
+    >>> language("中文"), language("かな文"), language("text")
+    ('zh', '', '')
+    """
+    codes = [ord(c) for c in str(text)]
+    if any(0x3040 <= c <= 0x30FF or 0xAC00 <= c <= 0xD7AF for c in codes):
+        return ""
+    return "zh" if any(0x3400 <= c <= 0x9FFF or 0x20000 <= c <= 0x3FFFF for c in codes) else ""

@@ -39,6 +39,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from danlu.math.f_alpha import growth
 from danlu.math.precision import wide
 from danlu.math.reduce import reduce_loss
 
@@ -198,12 +199,7 @@ def power_game(k: float, generator: str | Scalar = "minimax", limit: float = 20.
         )
 
     def falling(power: float) -> Scalar:  # (e^{-power s} - 1) / power and its limit -s
-        def value(s: Tensor) -> Tensor:
-            if abs(power) * limit > 1:  # the slope that torch gives expm1 dies where the exponential is small
-                return (torch.exp(-power * s) - 1) / power
-            return torch.expm1(-power * s) / power if power else -s
-
-        return continued(value, lambda s: -torch.exp(-power * s), limit)
+        return continued(lambda s: -growth(-power, s), lambda s: -torch.exp(-power * s), limit)
 
     below = falling(k)
     game = generator_of(generator, falling(k + 1), lambda s: -below(s), lambda s: s.clamp(-limit, limit))  # eq. (4)

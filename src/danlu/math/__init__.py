@@ -26,6 +26,7 @@ from danlu.math.f_convex import FDivergence, divergence_from_f
 from danlu.math.f_divergence import f_activation, f_bound, f_conjugate, f_divergence
 from danlu.math.f_table import F_DIVERGENCES, as_f_divergence, f_swap
 from danlu.math.fisher import fisher_covariance
+from danlu.math.frechet import FrechetEstimate, frechet_distance, frechet_estimate, frechet_floor
 from danlu.math.gaussian_diagonal import (
     gaussian_bhattacharyya_diagonal,
     gaussian_hellinger_diagonal,
@@ -60,12 +61,20 @@ from danlu.math.importance import (
     jackknife_bound,
     log_mean_exp,
 )
+from danlu.math.kernel_distance import KernelEstimate, kernel_distance, kernel_estimate
 from danlu.math.least_squares import LeastSquares, levenberg_marquardt, rowwise_jacobian
 from danlu.math.logistic_mixture import (
     LogisticMixture,
     logistic_mixture_log_prob,
     logistic_mixture_sample,
     split_logistic_mixture,
+)
+from danlu.math.manifold_metrics import (
+    DensityCoverage,
+    PrecisionRecall,
+    density_coverage,
+    expected_coverage,
+    precision_recall,
 )
 from danlu.math.metrics import (
     CalibrationBin,
@@ -86,6 +95,7 @@ from danlu.math.metrics import (
 )
 from danlu.math.min_norm_point import min_norm_weights
 from danlu.math.minimax import MinimaxFit, largest_error, least_squares_fit, minimax_fit
+from danlu.math.mode_coverage import ModeCoverage, mode_coverage
 from danlu.math.moments import Moments, all_reduce_moments, merge_moments, moments
 from danlu.math.nonnegative_minimum import nonnegative_minimum
 from danlu.math.ode_solve import solve_ode
@@ -93,6 +103,7 @@ from danlu.math.ode_steps import ODE_METHODS, ode_step
 from danlu.math.pareto_k import pareto_k, pareto_k_limit
 from danlu.math.psd_sqrt import psd_sqrt
 from danlu.math.pseudo_inverse import PseudoInverse, iterative_pinv, pinv_residual, pinv_step_bound, pseudo_inverse
+from danlu.math.ratio_calibration import RatioCalibration, ratio_calibration
 from danlu.math.reduce import reduce_loss
 from danlu.math.relaxation import (
     gumbel_max,
@@ -160,13 +171,19 @@ __all__ = [
     "AttachmentScores",
     "BootstrapInterval",
     "CalibrationBin",
+    "DensityCoverage",
     "FDivergence",
+    "FrechetEstimate",
     "ImportanceEstimate",
+    "KernelEstimate",
     "LeastSquares",
     "LogisticMixture",
     "MinimaxFit",
+    "ModeCoverage",
     "Moments",
+    "PrecisionRecall",
     "PseudoInverse",
+    "RatioCalibration",
     "Report",
     "Score",
     "SphericalClusters",
@@ -205,6 +222,7 @@ __all__ = [
     "conv_norm",
     "conv_norm_bound",
     "convert_tags",
+    "density_coverage",
     "detect_scheme",
     "direction_weights",
     "discretized_logistic_log_prob",
@@ -217,6 +235,7 @@ __all__ = [
     "eisner",
     "evidence_features",
     "expected_calibration_error",
+    "expected_coverage",
     "f1_from_counts",
     "f_activation",
     "f_bound",
@@ -224,6 +243,9 @@ __all__ = [
     "f_divergence",
     "f_swap",
     "fisher_covariance",
+    "frechet_distance",
+    "frechet_estimate",
+    "frechet_floor",
     "gaussian_bhattacharyya",
     "gaussian_bhattacharyya_diagonal",
     "gaussian_chernoff",
@@ -252,6 +274,8 @@ __all__ = [
     "is_tree",
     "iterative_pinv",
     "jackknife_bound",
+    "kernel_distance",
+    "kernel_estimate",
     "largest_error",
     "lcs_length",
     "least_squares_fit",
@@ -266,6 +290,7 @@ __all__ = [
     "merge_moments",
     "min_norm_weights",
     "minimax_fit",
+    "mode_coverage",
     "moments",
     "nonnegative_minimum",
     "normalized_mutual_information",
@@ -281,11 +306,13 @@ __all__ = [
     "pinv_step_bound",
     "position_accuracy",
     "power_iteration",
+    "precision_recall",
     "primary_weights",
     "psd_sqrt",
     "pseudo_inverse",
     "purity",
     "question_overlap",
+    "ratio_calibration",
     "reduce_loss",
     "relaxed_bernoulli",
     "rep_w",

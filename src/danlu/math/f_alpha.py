@@ -23,7 +23,7 @@ from torch import Tensor
 from danlu.math.f_convex import FDivergence
 from danlu.math.precision import wide
 
-__all__ = ["alpha_divergence"]
+__all__ = ["alpha_divergence", "growth"]
 
 
 def alpha_divergence(alpha: float) -> FDivergence:
@@ -52,8 +52,8 @@ def alpha_divergence(alpha: float) -> FDivergence:
         name,
         formula,
         partial(_alpha_f, a),
-        lambda v: _growth(a - 1, wide(v)),  # eq. (1)
-        lambda v: _growth(a, wide(v)),  # eq. (2)
+        lambda v: growth(a - 1, wide(v)),  # eq. (1)
+        lambda v: growth(a, wide(v)),  # eq. (2)
         partial(_alpha_conjugate, a),
         zero=1 / a if a > 0 else math.inf,
         infinity=1 / (1 - a) if a < 1 else math.inf,
@@ -61,14 +61,29 @@ def alpha_divergence(alpha: float) -> FDivergence:
     )
 
 
-def _growth(b: float, v: Tensor) -> Tensor:
-    """E(b) of eq. (1); v itself at b = 0."""
-    return torch.expm1(b * v) / b if b else v
+def growth(b: float, v: Tensor) -> Tensor:
+    """E(b) of eq. (1), (e^bv - 1) / b, with a slope that has all its digits too.
+
+    Args:
+        b: finite; v itself at 0.
+        v: any shape, float32 or better.
+
+    Returns:
+        The shape of v.
+
+    >>> growth(2.0, torch.tensor([0.0, 1.0])), growth(0.0, torch.tensor([3.0]))  # (e^2 - 1) / 2
+    (tensor([0.0000, 3.1945]), tensor([3.]))
+    """
+    if not b:
+        return v
+    x = b * v
+    falling = x.clamp_max(0.0).exp() - 1  # torch takes expm1's slope from its value, where small ones drown
+    return torch.where(x < -1, falling, torch.expm1(x)) / b
 
 
 def _alpha_f(a: float, u: Tensor) -> Tensor:
     v = u.log()
-    return u * _growth(a - 1, v) - _growth(a, v)  # eq. (3)
+    return u * growth(a - 1, v) - growth(a, v)  # eq. (3)
 
 
 def _alpha_conjugate(a: float, t: Tensor) -> Tensor:
@@ -79,7 +94,7 @@ def _alpha_conjugate(a: float, t: Tensor) -> Tensor:
         outside = torch.where(base < 0, outside, -1 / a)
 
     def inside(t: Tensor) -> Tensor:
-        return _growth(a, torch.log1p((a - 1) * t) / (a - 1) if a != 1 else t)  # eq. (4)
+        return growth(a, torch.log1p((a - 1) * t) / (a - 1) if a != 1 else t)  # eq. (4)
 
     left = base <= 0
     return torch.where(left, outside, inside(t.masked_fill(left, 0.0)))  # filled, so that no nan reaches the gradient

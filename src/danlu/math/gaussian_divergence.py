@@ -18,6 +18,9 @@ Source: kexue.fm/archives/8512, (1) and (5). (2) and (4) follow by writing out.
 Shapes: ... any leading axes, broadcast between p and q; D features.
 """
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -54,9 +57,7 @@ def gaussian_kl(mean_p: Tensor, cov_p: Tensor, mean_q: Tensor, cov_q: Tensor) ->
     >>> gaussian_kl(torch.tensor([1.0]), torch.eye(1), torch.tensor([0.0]), torch.eye(1))  # half the squared gap
     tensor(0.5000)
     """
-    with torch.autocast(cov_p.device.type, enabled=False):
-        pair = gaussian_pair("gaussian_kl", mean_p, cov_p, mean_q, cov_q)
-        return torch.where(pair.apart, torch.inf, _kl(pair.gap, pair.factor_p, pair.factor_q))
+    return _between("gaussian_kl", _kl, torch.inf, mean_p, cov_p, mean_q, cov_q)
 
 
 def gaussian_jeffreys(mean_p: Tensor, cov_p: Tensor, mean_q: Tensor, cov_q: Tensor) -> Tensor:
@@ -77,10 +78,7 @@ def gaussian_jeffreys(mean_p: Tensor, cov_p: Tensor, mean_q: Tensor, cov_q: Tens
     >>> gaussian_jeffreys(torch.tensor([1.0]), torch.eye(1), torch.tensor([0.0]), torch.eye(1))
     tensor(1.)
     """
-    with torch.autocast(cov_p.device.type, enabled=False):
-        pair = gaussian_pair("gaussian_jeffreys", mean_p, cov_p, mean_q, cov_q)
-        both = _kl(pair.gap, pair.factor_p, pair.factor_q) + _kl(pair.gap, pair.factor_q, pair.factor_p)  # eq. (3)
-        return torch.where(pair.apart, torch.inf, both)
+    return _between("gaussian_jeffreys", _jeffreys, torch.inf, mean_p, cov_p, mean_q, cov_q)
 
 
 def gaussian_chernoff(mean_p: Tensor, cov_p: Tensor, mean_q: Tensor, cov_q: Tensor, alpha: float = 0.5) -> Tensor:
@@ -104,9 +102,7 @@ def gaussian_chernoff(mean_p: Tensor, cov_p: Tensor, mean_q: Tensor, cov_q: Tens
     """
     if not 0 < alpha < 1:
         raise ValueError(f"alpha must be in (0, 1), got {alpha}; at 0 and 1 the integral is 1, see gaussian_kl there")
-    with torch.autocast(cov_p.device.type, enabled=False):
-        pair = gaussian_pair("gaussian_chernoff", mean_p, cov_p, mean_q, cov_q)
-        return torch.where(pair.apart, torch.inf, _chernoff(pair, alpha))
+    return _between("gaussian_chernoff", partial(_chernoff, alpha=alpha), torch.inf, mean_p, cov_p, mean_q, cov_q)
 
 
 def gaussian_bhattacharyya(mean_p: Tensor, cov_p: Tensor, mean_q: Tensor, cov_q: Tensor) -> Tensor:
@@ -127,9 +123,7 @@ def gaussian_bhattacharyya(mean_p: Tensor, cov_p: Tensor, mean_q: Tensor, cov_q:
     >>> gaussian_bhattacharyya(torch.tensor([2.0]), torch.eye(1), torch.tensor([0.0]), torch.eye(1))  # 4 / 8
     tensor(0.5000)
     """
-    with torch.autocast(cov_p.device.type, enabled=False):
-        pair = gaussian_pair("gaussian_bhattacharyya", mean_p, cov_p, mean_q, cov_q)
-        return torch.where(pair.apart, torch.inf, _chernoff(pair, 0.5))
+    return _between("gaussian_bhattacharyya", _chernoff, torch.inf, mean_p, cov_p, mean_q, cov_q)
 
 
 def gaussian_hellinger(mean_p: Tensor, cov_p: Tensor, mean_q: Tensor, cov_q: Tensor, squared: bool = True) -> Tensor:
@@ -151,10 +145,8 @@ def gaussian_hellinger(mean_p: Tensor, cov_p: Tensor, mean_q: Tensor, cov_q: Ten
     >>> gaussian_hellinger(torch.tensor([2.0]), torch.eye(1), torch.tensor([0.0]), torch.eye(1))  # 1 - exp(-1/2)
     tensor(0.3935)
     """
-    with torch.autocast(cov_p.device.type, enabled=False):
-        pair = gaussian_pair("gaussian_hellinger", mean_p, cov_p, mean_q, cov_q)
-        value = torch.where(pair.apart, 1.0, -torch.expm1(-_chernoff(pair, 0.5)))  # eq. (5)
-        return value if squared else safe_sqrt(value)
+    value = _between("gaussian_hellinger", _hellinger, 1.0, mean_p, cov_p, mean_q, cov_q)
+    return value if squared else safe_sqrt(value)
 
 
 def width_cost(ratio: Tensor) -> Tensor:
@@ -180,16 +172,36 @@ def width_cost(ratio: Tensor) -> Tensor:
     return torch.where(small, s * (x - 2 * s * s * tail), far.square() - 1 - 2 * far.log())
 
 
-def _kl(gap: Tensor, factor_p: Tensor, factor_q: Tensor) -> Tensor:
+def _between(
+    name: str, cost: Callable[[GaussianPair], Tensor], far: float, mean_p: Tensor, cov_p: Tensor, mean_q: Tensor,
+    cov_q: Tensor,
+) -> Tensor:  # fmt: skip
+    """The cost of two Gaussians, in float32 or better under autocast too; `far` where they share no support."""
+    with torch.autocast(cov_p.device.type, enabled=False):
+        pair = gaussian_pair(name, mean_p, cov_p, mean_q, cov_q)
+        return torch.where(pair.apart, far, cost(pair))
+
+
+def _kl(pair: GaussianPair) -> Tensor:
     """Eq. (2)."""
-    a = torch.linalg.solve_triangular(factor_q, factor_p, upper=False)  # (..., D, D)
-    y = torch.linalg.solve_triangular(factor_q, gap[..., None], upper=False)[..., 0]  # (..., D)
+    a = torch.linalg.solve_triangular(pair.factor_q, pair.factor_p, upper=False)  # (..., D, D)
+    y = torch.linalg.solve_triangular(pair.factor_q, pair.gap[..., None], upper=False)[..., 0]  # (..., D)
     diagonal = a.diagonal(dim1=-2, dim2=-1)
     shape = a.tril(-1).square().sum((-2, -1)) + width_cost(diagonal).sum(-1)
     return (y.square().sum(-1) + shape) / 2  # eq. (2)
 
 
-def _chernoff(pair: GaussianPair, alpha: float) -> Tensor:
+def _jeffreys(pair: GaussianPair) -> Tensor:
+    """Eq. (3); a gap from q to p has the other sign, which no square minds."""
+    return _kl(pair) + _kl(pair._replace(factor_p=pair.factor_q, factor_q=pair.factor_p))  # eq. (3)
+
+
+def _hellinger(pair: GaussianPair) -> Tensor:
+    """H^2 of eq. (5)."""
+    return -torch.expm1(-_chernoff(pair))  # eq. (5)
+
+
+def _chernoff(pair: GaussianPair, alpha: float = 0.5) -> Tensor:
     """Eq. (4); rounding below 0 is cut, its gradient kept."""
     factor = torch.linalg.cholesky((1 - alpha) * pair.cov_p + alpha * pair.cov_q)
     y = torch.linalg.solve_triangular(factor, pair.gap[..., None], upper=False)[..., 0]  # (..., D)

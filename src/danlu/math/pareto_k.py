@@ -14,7 +14,7 @@ excesses: an estimate without iterations. The last step draws k towards 0.5 with
 Ties and zeros: equal excesses count each for itself, weights equal to the one below the tail are no part of it.
 
 Source: Zhang and Stephens, 2009, doi:10.1198/tech.2009.08017 (3)-(5); Vehtari et al., 2015, arXiv:1507.02646 (1), the
-    pull towards 0.5 and the limit.
+    pull towards 0.5 and, from its revision of 2022 on, the limit: JMLR 25(72), 2024, section 3.2.4, eq. (13).
 Shapes: ... any, M samples along `dim`.
 """
 
@@ -89,7 +89,7 @@ def pareto_k_limit(num_samples: int) -> float:
     """
     if num_samples < 1:
         raise ValueError(f"pareto_k_limit needs num_samples >= 1, got {num_samples}")
-    return min(1 - 1 / math.log10(num_samples), 0.7) if num_samples > 1 else -math.inf
+    return min(1 - 1 / math.log10(num_samples), 0.7) if num_samples > 1 else -math.inf  # eq. (13) of Vehtari et al.
 
 
 def check_log_weights(name: str, log_weights: Tensor, dim: int) -> None:

@@ -29,6 +29,8 @@ Shapes: B sequences, H heads, T queries, S keys, K features of a key, V of a val
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -122,33 +124,24 @@ def _masked(
     pinv: int | float | str, s: float,
 ) -> Tensor:  # fmt: skip
     """Eqs. (2) and (3) where sequences have different numbers of tokens; what is hidden is zero already."""
-    keep_k = query.new_ones(len(key), key.shape[2], dtype=torch.bool) if mask is None else mask
-    keep_q = query.new_ones(len(query), query.shape[2], dtype=torch.bool) if query_mask is None else query_mask
-    tokens_q, tokens_k = keep_q.sum(1), keep_k.sum(1)  # (B,)
-    used_q, used_k = landmark_counts(tokens_q, tokens_k, m, mode)
-    q = member_means(query, segment_members(keep_q, used_q, m))
-    of_keys = segment_members(keep_k, used_k, m)
-    k = member_means(key, of_keys)
-    means = attend(q, key, value, mask=some_key(keep_k)[:, None, None, :], scale=s)[0]  # (B, H, m, V), G V
-    middle = means
-    few_keys = tokens_k <= m
-    few_queries = (tokens_q <= m) & ~few_keys
-    exact = few_keys | few_queries
+    marks = padded_landmarks(query, key, m, mask, query_mask, mode)
+    means = attend(marks.query, key, value, mask=some_key(marks.keep_k)[:, None, None, :], scale=s)[0]  # G V
+    middle = means  # (B, H, m, V)
     ask = _may_ask(query)
     if mode == "nystrom":
-        a = landmark_softmax(q, k, s)
+        a, exact = landmark_softmax(marks.query, marks.key, s), marks.few_keys | marks.few_queries
         if not ask or bool(exact.any()):
             a = torch.where(exact[:, None, None, None], torch.eye(m, dtype=a.dtype, device=a.device), a)
         middle = _times_inverse(a, means, pinv, query.dtype)
-        if not ask or bool(few_keys.any()):  # every landmark is a key: F is exact attention
-            middle = torch.where(few_keys[:, None, None, None], member_means(value, of_keys), middle)
+        if not ask or bool(marks.few_keys.any()):  # every landmark is a key: F is exact attention
+            middle = torch.where(marks.few_keys[:, None, None, None], member_means(value, marks.member_k), middle)
     place = torch.arange(m, device=query.device)
-    seen = place < used_k.clamp_min(1)[:, None]  # (B, m)
-    output = attend(query, k, middle, mask=seen[:, None, None, :], scale=s)[0]  # eqs. (2), (3)
-    if mode == "nystrom" and (not ask or bool(few_queries.any())):  # every landmark is a query: G V is the output
-        rank = (keep_q.cumsum(1) - 1).clamp(0, m - 1)[:, None, :, None]
+    seen = place < marks.used_k.clamp_min(1)[:, None]  # (B, m)
+    output = attend(query, marks.key, middle, mask=seen[:, None, None, :], scale=s)[0]  # eqs. (2), (3)
+    if mode == "nystrom" and (not ask or bool(marks.few_queries.any())):  # every landmark is a query: G V is the output
+        rank = (marks.keep_q.cumsum(1) - 1).clamp(0, m - 1)[:, None, :, None]
         own = means.gather(2, rank.expand(-1, means.shape[1], -1, means.shape[3]))
-        output = torch.where(few_queries[:, None, None, None], own, output)
+        output = torch.where(marks.few_queries[:, None, None, None], own, output)
     return output
 
 
@@ -157,11 +150,41 @@ def _may_ask(x: Tensor) -> bool:
     return x.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
-def landmark_counts(tokens_q: Tensor, tokens_k: Tensor, m: int, mode: str) -> tuple[Tensor, Tensor]:
-    """Landmarks (B,) of queries and of keys; (2) pairs them off, (3) has another way for fewer than m."""
+class PaddedLandmarks(NamedTuple):
+    """Landmarks of sequences with different numbers of tokens.
+
+    keep_q, keep_k: (B, T) and (B, S), where tokens are. used_q, used_k: (B,) landmarks that are not empty. member_q,
+    member_k: (B, m, T) and (B, m, S), the tokens of each. query, key: (B, H, m, K). few_keys, few_queries: (B,), where
+    (3) is exact attention: every landmark is a key or, if none of these, a query.
+    """
+
+    keep_q: Tensor
+    keep_k: Tensor
+    used_q: Tensor
+    used_k: Tensor
+    member_q: Tensor
+    member_k: Tensor
+    query: Tensor
+    key: Tensor
+    few_keys: Tensor
+    few_queries: Tensor
+
+
+def padded_landmarks(
+    query: Tensor, key: Tensor, m: int, mask: Tensor | None, query_mask: Tensor | None, mode: str
+) -> PaddedLandmarks:
+    """Of queries and keys that are zero where they are no tokens; (2) pairs landmarks off, (3) need not."""
+    keep_q = query.new_ones(len(query), query.shape[2], dtype=torch.bool) if query_mask is None else query_mask
+    keep_k = query.new_ones(len(key), key.shape[2], dtype=torch.bool) if mask is None else mask
+    tokens_q, tokens_k = keep_q.sum(1), keep_k.sum(1)  # (B,)
+    few_keys = tokens_k <= m
+    few_queries = (tokens_q <= m) & ~few_keys
     if mode == "landmark":
         tokens_q = tokens_k = torch.minimum(tokens_q, tokens_k)
-    return tokens_q.clamp_max(m), tokens_k.clamp_max(m)
+    used_q, used_k = tokens_q.clamp_max(m), tokens_k.clamp_max(m)
+    member_q, member_k = segment_members(keep_q, used_q, m), segment_members(keep_k, used_k, m)
+    means = member_means(query, member_q), member_means(key, member_k)
+    return PaddedLandmarks(keep_q, keep_k, used_q, used_k, member_q, member_k, *means, few_keys, few_queries)
 
 
 def landmark_softmax(q: Tensor, k: Tensor, s: float) -> Tensor:

@@ -14,13 +14,12 @@ import torch
 from torch import Tensor
 
 from danlu.math.precision import wide
-from danlu.nn.landmarks import member_means, segment_members
 from danlu.nn.nystrom import (
     checked_query_mask,
     inverse_of,
-    landmark_counts,
     landmark_softmax,
     masked_softmax,
+    padded_landmarks,
     softmax_over_tokens,
 )
 
@@ -77,34 +76,30 @@ def nystrom_factors(
     tensor([0.2500, 0.2500, 0.2500, 0.2500])
     """
     query_mask = checked_query_mask(query, key, key, num_landmarks, mask, query_mask, mode, pinv, scale, False)
-    batch, _, queries, dim = query.shape
-    m, s = num_landmarks, dim**-0.5 if scale is None else scale
-    noise = query.dtype
-    keep_k = query.new_ones(batch, key.shape[2], dtype=torch.bool) if mask is None else mask
-    keep_q = query.new_ones(batch, queries, dtype=torch.bool) if query_mask is None else query_mask
-    query = wide(query).masked_fill(~keep_q[:, None, :, None], 0.0)
-    key = wide(key).masked_fill(~keep_k[:, None, :, None], 0.0)
+    dim, m, s = query.shape[3], num_landmarks, query.shape[3] ** -0.5 if scale is None else scale
+    noise, query, key = query.dtype, wide(query), wide(key)
+    if mask is not None:
+        key = key.masked_fill(~mask[:, None, :, None], 0.0)
+    if query_mask is not None:
+        query = query.masked_fill(~query_mask[:, None, :, None], 0.0)
     with torch.autocast(query.device.type, enabled=False):
         if mode == "double_softmax":
-            eye = torch.eye(dim, dtype=query.dtype, device=query.device).expand(*query.shape[:2], -1, -1)
-            left, right = query.softmax(-1), softmax_over_tokens(key, keep_k)
-            return NystromFactors(left.masked_fill(~keep_q[:, None, :, None], 0.0), eye, right)
-        tokens_q, tokens_k = keep_q.sum(1), keep_k.sum(1)  # (B,)
-        used_q, used_k = landmark_counts(tokens_q, tokens_k, m, mode)
-        member_q, member_k = segment_members(keep_q, used_q, m), segment_members(keep_k, used_k, m)  # (B, m, T or S)
-        q, k = member_means(query, member_q), member_means(key, member_k)
-        place = torch.arange(m, device=query.device)
-        hidden = (place >= used_k[:, None])[:, None, None, :]
-        left = masked_softmax(s * query @ k.mT, ~hidden)
-        right = masked_softmax(s * q @ key.mT, keep_k[:, None, None, :])
-        right = right.masked_fill((place >= used_q[:, None])[:, None, :, None], 0.0)
-        middle = torch.eye(m, dtype=query.dtype, device=query.device).expand(*query.shape[:2], -1, -1)
-        if mode == "nystrom":
-            few_keys = (tokens_k <= m)[:, None, None, None]
-            few_queries = (tokens_q <= m)[:, None, None, None] & ~few_keys
-            exact = few_keys | few_queries
-            inverse = inverse_of(torch.where(exact, middle, landmark_softmax(q, k, s)), pinv, noise)
-            middle = torch.where(exact, middle, inverse)
-            right = torch.where(few_keys, member_k[:, None].to(right.dtype), right)
-            left = torch.where(few_queries, member_q.mT[:, None].to(left.dtype), left)
-        return NystromFactors(left.masked_fill(~keep_q[:, None, :, None], 0.0), middle, right)
+            middle = torch.eye(dim, dtype=query.dtype, device=query.device).expand(*query.shape[:2], -1, -1)
+            left, right = query.softmax(-1), softmax_over_tokens(key, mask)
+        else:
+            marks = padded_landmarks(query, key, m, mask, query_mask, mode)
+            place = torch.arange(m, device=query.device)
+            left = masked_softmax(s * query @ marks.key.mT, (place < marks.used_k[:, None])[:, None, None, :])
+            right = masked_softmax(s * marks.query @ key.mT, marks.keep_k[:, None, None, :])
+            right = right.masked_fill((place >= marks.used_q[:, None])[:, None, :, None], 0.0)
+            middle = torch.eye(m, dtype=query.dtype, device=query.device).expand(*query.shape[:2], -1, -1)
+            if mode == "nystrom":
+                few_keys, few_queries = (few[:, None, None, None] for few in (marks.few_keys, marks.few_queries))
+                exact = few_keys | few_queries
+                a = torch.where(exact, middle, landmark_softmax(marks.query, marks.key, s))
+                middle = torch.where(exact, middle, inverse_of(a, pinv, noise))
+                right = torch.where(few_keys, marks.member_k[:, None].to(right.dtype), right)
+                left = torch.where(few_queries, marks.member_q.mT[:, None].to(left.dtype), left)
+        if query_mask is not None:
+            left = left.masked_fill(~query_mask[:, None, :, None], 0.0)
+        return NystromFactors(left, middle, right)

@@ -29,10 +29,10 @@ from danlu.probe.path_gradients import flat_parameters, is_recurrent, jacobian
 
 __all__ = ["tangent_kernel"]
 
-NUMBERS = 1 << 24  # of what is held of one block of rows
 
-
-def tangent_kernel(model: nn.Module, x1: Inputs, x2: Inputs | None = None, ghost: bool = False) -> Tensor:
+def tangent_kernel(
+    model: nn.Module, x1: Inputs, x2: Inputs | None = None, ghost: bool = False, room: int = 1 << 24
+) -> Tensor:
     """Tangent kernel between two sets of rows, eq. (1), in evaluation mode.
 
     Args:
@@ -40,12 +40,13 @@ def tangent_kernel(model: nn.Module, x1: Inputs, x2: Inputs | None = None, ghost
         x1: (n1, ...) inputs, or a tuple of them.
         x2: (n2, ...) inputs; None is x1.
         ghost: use eq. (2) for every nn.Linear whose weight is its own and is used by nothing but its call.
+        room: numbers that are held of one block of rows, of one row at least; it bounds the memory and changes nothing.
 
     Returns:
         (n1, n2, c, c) float32 or better; (n1, n2) where the model returns one number a row.
 
     Raises:
-        ValueError: no rows, or no parameter that requires a gradient.
+        ValueError: no rows, no parameter that requires a gradient, or a room below 1.
 
     >>> tangent_kernel(nn.Linear(2, 1), torch.tensor([[1.0, 0.0], [2.0, 3.0]]))  # <x, x'> + 1 for the bias
     tensor([[ 2.,  3.],
@@ -54,10 +55,12 @@ def tangent_kernel(model: nn.Module, x1: Inputs, x2: Inputs | None = None, ghost
     other = x1 if x2 is None else x2
     if rows(x1) == 0 or rows(other) == 0:
         raise ValueError(f"tangent_kernel needs at least one row on each side, got {rows(x1)} and {rows(other)}")
+    if room < 1:
+        raise ValueError(f"room must be >= 1, the numbers held of a block of rows; got {room}")
     model = getattr(model, "_orig_mod", model)
     layers = _linear_layers(model, some_rows(x1, 0, 1)) if ghost and not is_recurrent(model) else {}
     probe = _gradients(model, some_rows(x1, 0, 1), layers)
-    most = min(_block(side) for side in probe)
+    most = min(_block(side, room) for side in probe)
     lines = []
     for i in range(0, rows(x1), most):
         left = _gradients(model, some_rows(x1, i, i + most), layers)
@@ -137,12 +140,12 @@ def _products(left: list[Side], right: list[Side]) -> Tensor:
     return total
 
 
-def _block(side: Side) -> int:
+def _block(side: Side, room: int) -> int:
     """How many rows fit, from what one of them takes alone and what a pair takes."""
     h, d = side
     alone = d[0].numel() + (0 if h is None else h[0].numel())
     pair = (d.shape[1] * d.shape[2]) ** 2
-    return max(1, min(NUMBERS // alone, int((NUMBERS // pair) ** 0.5)))
+    return max(1, min(room // alone, int((room // pair) ** 0.5)))
 
 
 def _linear_layers(model: nn.Module, row: Inputs) -> dict[str, tuple[Any, ...]]:

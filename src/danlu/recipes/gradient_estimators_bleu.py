@@ -16,6 +16,7 @@ import copy
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,7 @@ from danlu.data import load_reviews
 from danlu.gallery.record import Result
 from danlu.math import bleu
 from danlu.optim import zeroth_order_backward
+from danlu.recipes._estimators import go_on, told
 from danlu.train import policy_gradient_loss
 
 __all__ = ["SCALES", "Config", "Writer", "run", "train"]
@@ -145,14 +147,8 @@ def train(config: Config, seed: int) -> dict[str, tuple[float, float]]:
 
         zeroth_order_backward(lost, weights, config.epsilon, config.num_samples // 2, generator=stream)
 
-    def go_on(backward: Callable[[Writer, Clauses], None], model: Writer, lr: float, steps: int) -> Writer:
-        optimizer = torch.optim.Adam(model.parameters(), lr=lr)
-        for _ in range(steps):
-            rows = torch.randint(len(seen.given), (config.batch_size,), generator=stream)
-            optimizer.zero_grad()
-            backward(model, seen.rows(rows))
-            optimizer.step()
-        return model
+    def drawn(backward: Callable[[Writer, Clauses], None], model: Writer) -> None:
+        backward(model, seen.rows(torch.randint(len(seen.given), (config.batch_size,), generator=stream)))
 
     @torch.no_grad()
     def scores(model: Writer) -> tuple[float, float]:
@@ -160,7 +156,7 @@ def train(config: Config, seed: int) -> dict[str, tuple[float, float]]:
         first, second = (part.scores(model.answer(part.given)[0], config.order).mean() for part in (known, held_out))
         return first.item(), second.item()
 
-    go_on(cross_entropy, base, config.lr, config.steps)
+    go_on(base, partial(drawn, cross_entropy, base), config.lr, config.steps)
     found = {"cross-entropy": scores(base)}
     arms: dict[str, Callable[[Writer, Clauses], None]] = {
         "more cross-entropy": cross_entropy,
@@ -169,19 +165,12 @@ def train(config: Config, seed: int) -> dict[str, tuple[float, float]]:
         "zeroth order of the pointer": lambda model, batch: zeroth_order(model, batch, [model.point.weight]),
     }
     for name, backward in arms.items():
-        found[name] = scores(go_on(backward, copy.deepcopy(base), config.fine_tune_lr, config.fine_tune_steps))
+        model = copy.deepcopy(base)
+        go_on(model, partial(drawn, backward, model), config.fine_tune_lr, config.fine_tune_steps)
+        found[name] = scores(model)
     return found
 
 
 def run(config: Config, seed: int) -> Result:
     """All arms of one seed, and what each gains over the start."""
-    found = train(config, seed)
-    start = found["cross-entropy"]
-    measured = {f"{arm}, held out": value[1] for arm, value in found.items()}
-    measured |= {f"{arm}, seen": value[0] for arm, value in found.items()}
-    for arm, value in found.items():
-        if arm != "cross-entropy":
-            measured |= {f"gain of {arm}, seen": value[0] - start[0], f"gain of {arm}, held out": value[1] - start[1]}
-    measured["policy gradient minus zeroth order, seen"] = found["policy gradient"][0] - found["zeroth order"][0]
-    figures = {"arm": list(found), "seen": [v[0] for v in found.values()], "held out": [v[1] for v in found.values()]}
-    return Result(measured=measured, figures=figures)
+    return told(train(config, seed), "seen", "held out")

@@ -12,8 +12,8 @@ Run    danlu run gradient_estimators_metric --scale smoke|full --seed 0 --set nu
 """
 
 import copy
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +23,7 @@ from danlu.data import load_digits
 from danlu.gallery.record import Result
 from danlu.losses import soft_f1_loss
 from danlu.optim import zeroth_order_backward
+from danlu.recipes._estimators import go_on, told
 from danlu.train import sampled_reward_loss
 
 __all__ = ["SCALES", "Config", "run", "train"]
@@ -56,16 +57,6 @@ def best_threshold(scores: Tensor, target: Tensor) -> float:
     hits = target[rows].cumsum(0)
     best = int((2 * hits / (torch.arange(1, len(hits) + 1) + target.sum())).argmax())
     return float(ordered[best : best + 2].mean())
-
-
-def go_on(model: nn.Module, backward: Callable[[], object], lr: float, steps: int) -> nn.Module:
-    """Train a copy-to-be in place by what `backward` leaves in .grad."""
-    optimizer = torch.optim.Adam(model.parameters(), lr=lr)
-    for _ in range(steps):
-        optimizer.zero_grad()
-        backward()
-        optimizer.step()
-    return model
 
 
 def train(config: Config, seed: int) -> dict[str, tuple[float, float]]:
@@ -104,7 +95,7 @@ def train(config: Config, seed: int) -> dict[str, tuple[float, float]]:
         soft_f1_loss(model(x1)[:, 0], y1, "binary").backward()
 
     base = nn.Linear(config.pixels, 1)
-    go_on(base, lambda: cross_entropy(base), config.lr, config.steps)
+    go_on(base, partial(cross_entropy, base), config.lr, config.steps)
     found = {"cross-entropy": scores(base)}
     with torch.no_grad():
         found["threshold tuned"] = scores(base, best_threshold(base(x1)[:, 0], y1))
@@ -116,20 +107,11 @@ def train(config: Config, seed: int) -> dict[str, tuple[float, float]]:
     }
     for name, backward in arms.items():
         model = copy.deepcopy(base)
-        go_on(model, lambda m=model, b=backward: b(m), config.fine_tune_lr, config.fine_tune_steps)  # type: ignore[misc]
+        go_on(model, partial(backward, model), config.fine_tune_lr, config.fine_tune_steps)
         found[name] = scores(model)
     return found
 
 
 def run(config: Config, seed: int) -> Result:
     """All arms of one split, and what each gains on the other half over cross-entropy."""
-    found = train(config, seed)
-    base = found["cross-entropy"]
-    measured = {f"{arm}, test": value[1] for arm, value in found.items()}
-    measured |= {f"{arm}, train": value[0] for arm, value in found.items()}
-    for arm, value in found.items():
-        if arm != "cross-entropy":
-            measured |= {f"gain of {arm}, train": value[0] - base[0], f"gain of {arm}, test": value[1] - base[1]}
-    measured["policy gradient minus zeroth order, train"] = found["policy gradient"][0] - found["zeroth order"][0]
-    figures = {"arm": list(found), "train": [v[0] for v in found.values()], "test": [v[1] for v in found.values()]}
-    return Result(measured=measured, figures=figures)
+    return told(train(config, seed), "train", "test")

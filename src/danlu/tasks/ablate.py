@@ -12,103 +12,28 @@ the dev set only; the verdicts stand on the test set or, without one, on a fixed
 """
 
 import contextlib
-import datetime
-import hashlib
-import importlib.metadata
 import json
-import re
 import shutil
 import signal
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
-from urllib.parse import quote
 
-import danlu
+from danlu.data.atomic import write_whole
 from danlu.data.errors import InputError, WorkError
-from danlu.tasks.engines import Engine, Work, get_engine, processor_name
-from danlu.tasks.folder import check_target, digest, locked, partial_of, publish, write_bytes, write_json
-from danlu.tasks.statistics import MIN_SEEDS, metric, paired_contributions, paired_difference, verdicts
-from danlu.tasks.tricks import parse
+from danlu.tasks.ablation_plan import Arm, Design, Trial, plan, stored_trials, trials_of
+from danlu.tasks.ablation_record import record_of
+from danlu.tasks.engines import Engine, Work, get_engine
+from danlu.tasks.folder import check_target, locked, partial_of, publish, write_json
+from danlu.tasks.statistics import metric
 
 __all__ = ["Arm", "Design", "plan", "run_ablation"]
 
 MARK = "ablation.json"
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
-FILES = ("train", "dev", "test")  # keys of a spec whose values may name files
-
-
-@dataclass(frozen=True)
-class Arm:
-    """One column of the comparison: its name, the tricks it switches on, its expected time against the baseline."""
-
-    name: str
-    tricks: tuple[str, ...] = ()
-    cost: float = 1.0
-
-
-@dataclass(frozen=True)
-class Design:
-    """What is going to be compared: the arms (baseline first), the seeds of every arm, what the reader must know."""
-
-    arms: tuple[Arm, ...]
-    seeds: tuple[int, ...]
-    notes: tuple[str, ...] = ()
-
-
-def plan(spec: Mapping[str, Any], tricks: Sequence[str], seeds: int | Sequence[int]) -> Design:
-    """The arms of an ablation: baseline, each trick alone, all together.
-
-    Two values of one slot (`head:crf` and `head:memm`) are two arms, but cannot be switched on together: the last arm
-    takes the first of each slot, is then called "first of each" and a note says what it leaves out. With one slot only
-    there is nothing to put together and no such arm.
-
-    Args:
-        spec: the run all arms share; its "with" (or "tricks") are switched on in every arm, "seed" is the first seed.
-        tricks: NAME or NAME:VALUE, each once.
-        seeds: how many (counting up from the spec's seed), or the seeds themselves.
-
-    Returns:
-        The `Design`.
-
-    Raises:
-        InputError: no trick, one given twice, an unknown one, or seeds that are none or not distinct.
-
-    >>> [arm.name for arm in plan({"task": "tag"}, ["fgm", "ema"], 3).arms]
-    ['baseline', 'fgm', 'ema', 'all']
-    """
-    if not tricks:
-        raise InputError("nothing to compare: give tricks, for example --with fgm,ema; `danlu list tricks` shows them")
-    if len(set(tricks)) < len(tricks):
-        twice = next(trick for trick in tricks if list(tricks).count(trick) > 1)
-        raise InputError(f"trick {twice} is given twice; give each once")
-    first = int(spec.get("seed") or 0)
-    chosen = tuple(range(first, first + seeds)) if isinstance(seeds, int) else tuple(int(s) for s in seeds)
-    if not chosen or len(set(chosen)) < len(chosen):
-        raise InputError(f"seeds must be one or more different whole numbers, got {seeds}; 5 make a usable verdict")
-    shared = tuple(spec.get("with") or spec.get("tricks") or ())
-    arms, notes, slots, left_out = [Arm("baseline", shared)], [], dict[str, str](), []
-    cost = 1.0
-    for text in tricks:
-        trick = parse(text, spec.get("task"))
-        arms.append(Arm(text, (*shared, text), _cost(trick.cost)))
-        if trick.slot in slots:
-            left_out.append(f"{text} (a rival of {slots[trick.slot]})")
-        else:
-            slots[trick.slot] = text
-            cost *= arms[-1].cost
-    if len(slots) > 1:
-        name = "first of each" if left_out else "all"
-        arms.append(Arm(name, (*shared, *slots.values()), cost))
-        if left_out:
-            notes.append(f'The arm "{name}" is {" + ".join(slots.values())}; it leaves out {", ".join(left_out)}.')
-    if len(chosen) < MIN_SEEDS:
-        notes.append(f"With fewer than {MIN_SEEDS} seeds no verdict is given; 5 or more are advised.")
-    return Design(tuple(arms), chosen, tuple(notes))
 
 
 def run_ablation(
@@ -180,8 +105,8 @@ def run_ablation(
             (partial / "work").mkdir()
             for leftover in (partial / "trials").glob("*.tmp"):  # of a run that was killed while it wrote
                 leftover.unlink()
-            trials = _trials(spec, design, threads)
-            stored = _stored(partial / "trials", trials)
+            trials = trials_of(spec, design, threads)
+            stored = stored_trials(partial / "trials", trials)
             todo = [name for name in trials if "result" not in stored.get(name, {})]
             on_event(
                 {
@@ -192,7 +117,7 @@ def run_ablation(
             run = _Run(design, trials, stored, partial, engine, on_event)
             run.estimate(todo, baseline_seconds)
             run.work(todo, command or [sys.executable, "-m", "danlu.tasks.trial"], _environment(threads))
-            record = _record(spec, design, trials, run.stored, engine, threads, command_line)
+            record = record_of(spec, design, trials, run.stored, engine, threads, command_line)
             record["seconds"]["wall"] = round(time.perf_counter() - began, 3)
             shutil.rmtree(partial / "work", ignore_errors=True)
             write_json(partial / MARK, record)
@@ -214,7 +139,7 @@ class _Run:
     """The trials of one call: what is stored, what is left, how long it takes."""
 
     def __init__(
-        self, design: Design, trials: Mapping[str, "_Trial"], stored: dict[str, dict[str, Any]], partial: Path,
+        self, design: Design, trials: Mapping[str, Trial], stored: dict[str, dict[str, Any]], partial: Path,
         engine: Engine, on_event: Callable[[dict[str, Any]], None],
     ) -> None:  # fmt: skip
         self.design, self.trials, self.stored = design, trials, stored
@@ -268,7 +193,7 @@ class _Run:
                     answer["result"] = result
                     event |= {"event": "trial", "value": result["value"], "seconds": end.seconds}
                 stored = json.dumps(answer, ensure_ascii=False, allow_nan=False)  # compact: counts are long
-                write_bytes(self.partial / "trials" / f"{name}.json", stored.encode())
+                write_whole(self.partial / "trials" / f"{name}.json", stored.encode())
                 self.stored[name] = answer
                 for suffix in (".spec.json", ".json"):
                     (folder / f"{name}{suffix}").unlink(missing_ok=True)
@@ -277,64 +202,6 @@ class _Run:
                 if not told and result is not None and left:
                     told = True
                     self.on_event({"event": "estimate", "seconds": event["left"], "of": "first trial"})
-
-
-@dataclass(frozen=True)
-class _Trial:
-    arm: Arm
-    seed: int
-    spec: dict[str, Any]
-    identity: dict[str, Any]
-    key: str
-
-
-def _trials(spec: Mapping[str, Any], design: Design, threads: int) -> dict[str, _Trial]:
-    """Name -> trial, all arms of the first seed first: whoever looks early sees every arm."""
-    contents = {key: digest(Path(str(spec[key]))) for key in FILES if spec.get(key)}
-    versions = {"danlu": danlu.__version__, "torch": _version("torch")}
-    trials = {}
-    for seed in design.seeds:
-        for arm in design.arms:
-            own = {**spec, "with": list(arm.tricks), "seed": seed, "threads": threads}
-            if "tricks" in spec:
-                own["tricks"] = list(arm.tricks)
-            own.setdefault("evaluate_on", "test" if spec.get("test") else "half of dev")
-            identity = json.loads(json.dumps({"spec": own, "contents": contents, "versions": versions}))
-            key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-            trials[f"{quote(arm.name, safe=':').replace(':', '=')}-{seed}"] = _Trial(arm, seed, own, identity, key)
-    return trials
-
-
-def _stored(folder: Path, trials: Mapping[str, _Trial]) -> dict[str, dict[str, Any]]:
-    """The trials an earlier run left, after checking that they are of this plan; a damaged one is run again."""
-    stored = {}
-    for path in sorted(folder.glob("*.json")):
-        name = path.name.removesuffix(".json")
-        try:
-            answer = json.loads(path.read_bytes())
-            key, identity = answer["key"], answer["identity"]
-        except (ValueError, TypeError, KeyError):
-            continue
-        if name not in trials or key != trials[name].key:
-            known = name in trials
-            reason = _what_differs(identity, trials[name].identity) if known else f"trial {name} is not in this plan"
-            raise InputError(
-                f"{folder.parent} holds trials of other settings ({reason}); give the settings of the first run to go "
-                "on, or --overwrite to start again"
-            )
-        stored[name] = answer
-    return stored
-
-
-def _what_differs(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    for part, label in (("spec", ""), ("contents", "content of the file given as --"), ("versions", "version of ")):
-        old, new = before.get(part, {}), now.get(part, {})
-        for key in sorted({*old, *new}):
-            if old.get(key) != new.get(key):
-                if part == "contents":
-                    return f"{label}{key} changed"
-                return f"{label}{key} was {old.get(key)!r}, is now {new.get(key)!r}"
-    return "the stored trial is of another kind"
 
 
 def _read_result(path: Path, code: int, tail: str) -> tuple[dict[str, Any] | None, str]:
@@ -355,134 +222,9 @@ def _read_result(path: Path, code: int, tail: str) -> tuple[dict[str, Any] | Non
     return result, ""
 
 
-def _record(
-    spec: Mapping[str, Any], design: Design, trials: Mapping[str, _Trial], stored: Mapping[str, dict[str, Any]],
-    engine: Engine, threads: int, command_line: str,
-) -> dict[str, Any]:  # fmt: skip
-    """The whole report as plain values."""
-    results: dict[str, dict[int, dict[str, Any]]] = {arm.name: {} for arm in design.arms}
-    failed, notes = [], list(design.notes)
-    for name, trial in trials.items():
-        answer = stored[name]
-        if "result" in answer:
-            result = answer["result"]  # its own "seconds" are those of the training alone
-            results[trial.arm.name][trial.seed] = {**result, "seconds": result.get("seconds", answer["seconds"])}
-        else:
-            failed.append({"arm": trial.arm.name, "seed": trial.seed, "line": answer["failed"]})
-    baseline = results["baseline"]
-    if not baseline or not any(results[arm.name] for arm in design.arms[1:]):
-        what = "the baseline" if not baseline else "any arm beside the baseline"
-        raise WorkError(f"no trial of {what} ended well: nothing to compare; the first failure: {failed[0]['line']}")
-    examples = {len(_by_example(result)) for by_seed in results.values() for result in by_seed.values()}
-    if len(examples) > 1:
-        raise WorkError(f"the trials scored different numbers of examples ({sorted(examples)}) and cannot be compared")
-    differences = {}
-    for arm in design.arms[1:]:
-        common = [seed for seed in design.seeds if seed in baseline and seed in results[arm.name]]
-        if len(common) < len(design.seeds):
-            notes.append(f'"{arm.name}" is compared on {len(common)} of {len(design.seeds)} seeds; the others failed.')
-        if common:
-            compare = paired_contributions if "contributions" in baseline[common[0]] else paired_difference
-            try:
-                differences[arm.name] = compare(
-                    [_by_example(baseline[seed]) for seed in common],
-                    [_by_example(results[arm.name][seed]) for seed in common],
-                )
-            except ValueError as error:
-                raise WorkError(f"the trials of {arm.name} cannot be compared with the baseline: {error}") from error
-    judged = dict(zip(differences, verdicts(list(differences.values())), strict=True))
-    arms = []
-    for arm in design.arms:
-        by_seed = results[arm.name]
-        values = [by_seed[seed]["value"] for seed in by_seed]
-        memory = [r["memory_mb"] for r in by_seed.values() if r.get("memory_mb") is not None]
-        difference = None
-        if arm.name in differences:
-            d, verdict = differences[arm.name], judged[arm.name]
-            difference = {
-                "mean": d.mean, "low": d.low, "high": d.high, "p": d.p, "p_holm": verdict.p_holm, "df": d.df,
-                "seeds": d.seeds, "verdict": verdict.verdict,
-            }  # fmt: skip
-        arms.append(
-            {
-                "name": arm.name,
-                "with": list(arm.tricks),
-                "scores": [
-                    {"seed": s, "value": r["value"], "seconds": r["seconds"], "memory_mb": r.get("memory_mb")}
-                    for s, r in by_seed.items()
-                ],
-                "mean": fmean(values) if values else None,
-                "std": stdev(values) if len(values) > 1 else None,
-                "seconds": fmean(r["seconds"] for r in by_seed.values()) if by_seed else None,
-                "memory_mb": max(memory) if memory else None,
-                "difference": difference,
-            }
-        )
-    sample = next(iter(baseline.values()))
-    processors = sorted({answer["processor"] for answer in stored.values() if answer.get("processor")})
-    if len(processors) > 1:
-        notes.append(
-            f"The trials ran on {len(processors)} kinds of processor ({'; '.join(processors)}); equal seeds need not "
-            "give equal numbers across them."
-        )
-    notes.append(
-        "Each interval alone covers the mean difference over fresh seeds and fresh examples in 95 of 100 ablations; "
-        "the verdicts are corrected for the number of arms (Holm), so an interval may leave out zero without a verdict."
-    )
-    where = {"test": "the test set", "half of dev": "a fixed half of dev that selection never saw"}
-    evaluate_on = str(next(iter(trials.values())).spec["evaluate_on"])
-    hidden = {"with", "tricks", "seed", "threads", "evaluate_on", "task", *FILES}
-    task = str(spec.get("task", ""))
-    return {
-        "kind": "ablation",
-        "title": f"{task}: {', '.join(_tricks_of(design))} against the baseline",
-        "command": command_line,
-        "task": task,
-        "metric": str(sample.get("metric", "f1")),
-        "seeds": list(design.seeds),
-        "examples": examples.pop(),
-        "evaluated_on": sample.get("evaluated_on") or where.get(evaluate_on, evaluate_on),
-        "arms": arms,
-        "failed": failed,
-        "data": sample.get("data") or [{"role": key, "name": str(spec[key])} for key in FILES if spec.get(key)],
-        "machine": {
-            "cpu": "; ".join(processors) or processor_name(),
-            "threads": threads,
-            "python": ".".join(map(str, sys.version_info[:3])),
-            "torch": _version("torch"),
-            **(sample.get("machine") or {}),
-        },
-        "settings": {
-            **{key: value for key, value in spec.items() if key not in hidden and value is not None},
-            "jobs": engine.jobs, "engine": engine.name,
-        },
-        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "danlu": danlu.__version__,
-        "seconds": {"total": sum(answer["seconds"] for answer in stored.values())},
-        "notes": notes,
-    }  # fmt: skip
-
-
-def _by_example(result: Mapping[str, Any]) -> list[Any]:
-    """What a trial says of every example: counts, or the contributions to its score."""
-    found: list[Any] = result.get("contributions", result["counts"])
-    return found
-
-
-def _tricks_of(design: Design) -> list[str]:
-    """The names of the arms that switch on one trick."""
-    return [arm.name for arm in design.arms if arm.tricks and arm.tricks[-1] == arm.name]
-
-
 def _environment(threads: int) -> dict[str, str]:
     """The same for every trial: its threads, and the order of Python's sets of strings."""
     return {**dict.fromkeys(THREAD_VARIABLES, str(threads)), "PYTHONHASHSEED": "0"}
-
-
-def _cost(text: str) -> float:
-    """The (larger) factor in "0.8 to 1.0 x time"; 1 where the card is silent."""
-    factor = re.search(r"(\d+(?:\.\d+)?) x time", text)
-    return float(factor[1]) if factor else 1.0
 
 
 def _gpus(spec: Mapping[str, Any], engine: str) -> float:
@@ -493,13 +235,6 @@ def _gpus(spec: Mapping[str, Any], engine: str) -> float:
     import torch
 
     return 1.0 if torch.cuda.is_available() or device == "cuda" else 0.0
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
 
 
 def _has_failures(out: Path) -> bool:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:  # listing the sets must not wait for torch: danlu.data is imp
     from danlu.data.errors import InputError
     from danlu.data.ledger import Corpus
 
-__all__ = ["DataSet", "find", "get", "list_sets", "load", "open_source", "resolve"]
+__all__ = ["DataSet", "file_of", "find", "get", "list_sets", "load", "open_source", "resolve"]
 
 _ROLES = {"train": "train", "dev": "dev", "test": "test", "data": "test", "input": "test"}
 _ALIASES = {
@@ -111,7 +111,7 @@ def load(name: str, split: str, task: str | None = None, on_bad_rows: str = "fai
     if s.package:
         return _embedded(s, part)
     whole, share = s.shares.get(part, (part, ()))
-    path = _checked_file(s, whole)
+    path = file_of(s, whole)
     known = s.options.get("on_bad_rows", "fail")
     options = {"format": "jsonl"} | s.options | {"on_bad_rows": known if on_bad_rows == "fail" else on_bad_rows}
     corpus = reader(s.task)(path, **options)
@@ -304,8 +304,19 @@ def _part(s: DataSet, wanted: str) -> str:
     raise _refusal(f"{s.name} has no part {wanted!r}; it has {', '.join(s.splits)} (write {s.name}:{s.splits[0]})")
 
 
-def _checked_file(s: DataSet, part: str) -> Path:
-    """The file of a part, its SHA-256 compared; from $DANLU_DATA, else from the downloads."""
+def file_of(s: DataSet, part: str) -> Path:
+    """The file of a stored part of a set, its SHA-256 compared; from $DANLU_DATA, else from the downloads.
+
+    Args:
+        s: what `find` gave.
+        part: a key of its `files`.
+
+    Returns:
+        Where it is.
+
+    Raises:
+        InputError: it is not on this machine, or other bytes than it should be.
+    """
     relative = s.files[part]
     folder = _data_folder()
     if folder is not None and (folder / relative).is_file():

@@ -14,12 +14,13 @@ from typing import Any
 import torch
 
 from danlu.data import Splits, Tagged, load_peoples_daily
+from danlu.data.atomic import write_whole
 from danlu.data.errors import InputError
 from danlu.math.metrics import score_from_counts
 from danlu.math.tag_scheme import spans
 from danlu.tasks.ablate import run_ablation
 from danlu.tasks.device import choose
-from danlu.tasks.folder import write_bytes, write_json
+from danlu.tasks.folder import write_json
 from danlu.tasks.report import write_report
 from danlu.tasks.spec import Spec
 from danlu.tasks.trained import Trained
@@ -165,7 +166,7 @@ def write_sample(corpus: Splits[list[Tagged]], folder: Path, train: int, judge: 
         step = max(1, len(part) // size)
         lines = [" ".join(words(example)) for example in part[::step][:size]]
         paths[role] = folder / f"{role}.seg"
-        write_bytes(paths[role], ("\n".join(lines) + "\n").encode())
+        write_whole(paths[role], ("\n".join(lines) + "\n").encode())
     return paths
 
 

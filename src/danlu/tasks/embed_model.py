@@ -25,11 +25,12 @@ from danlu.losses import contrastive_scores, cosent_loss, flat_nce, info_nce
 from danlu.nn.pooling import pool
 from danlu.tasks.encoder import Encoded, Encoder
 from danlu.tasks.objective import Objective
+from danlu.text.sentence_vectors import POOLINGS as LAYERS
 from danlu.text.whitening_module import WhiteningModule
 from danlu.text.whitening_transformer import Whitening
 
 __all__ = ["POOLINGS", "Embedder", "GroupedTexts", "encoded_texts", "text_vectors"]
-POOLINGS = {"mean": "mean", "first": "cls", "max": "max", "first_last_mean": "first_last_mean"}
+POOLINGS = {"mean": "last_avg", "first": "cls", "max": "max", "first_last_mean": "first_last_avg"}  # in `danlu.text`
 BATCH = 128  # texts read together when nothing is trained
 
 
@@ -64,9 +65,9 @@ class Embedder(nn.Module):
 
     def pooled(self, batch: dict[str, Tensor]) -> Tensor:
         """Vectors (B, D) of "ids" and "mask" (B, T), float32, before any whitening."""
-        kind = POOLINGS[self.config["pooling"]]
-        layers = self.encoder.layers(batch) if kind == "first_last_mean" else (self.encoder(batch),)
-        return pool([layers[0].float(), layers[-1].float()], batch["mask"], kind)  # a mean in bfloat16 would be coarse
+        kind, taken = LAYERS[POOLINGS[self.config["pooling"]]]
+        layers = (self.encoder(batch),) if taken == (-1,) else self.encoder.layers(batch)
+        return pool([layers[i].float() for i in taken], batch["mask"], kind)  # a mean in bfloat16 would be coarse
 
     def vectors(self, batch: dict[str, Tensor]) -> Tensor:
         """Unit vectors (B, D), or (B, K) after whitening, float32."""

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from danlu.data.errors import InputError
 from danlu.data.sequences import pad_sequences
-from danlu.nn import ATTENTIONS
 from danlu.tasks.folder import read_tensors, write_tensors
+from danlu.tasks.settings import check_attention_word
 from danlu.text.builtin import builtin_folder
 from danlu.text.config import TransformerConfig
 from danlu.text.encoder_decoder import EncoderDecoder
@@ -77,8 +77,8 @@ class Encoder(nn.Module):
         return self._run(batch).hidden_states
 
     def layers(self, batch: dict[str, Tensor]) -> tuple[Tensor, ...]:
-        """What every block gives back (B, T, D), the first one's output first."""
-        found: tuple[Tensor, ...] = self._run(batch, output_layers=True).layers[1:]
+        """The embeddings and what every block gives back, each (B, T, D)."""
+        found: tuple[Tensor, ...] = self._run(batch, output_layers=True).layers
         return found
 
     def _run(self, batch: dict[str, Tensor], **options: Any) -> Any:
@@ -156,8 +156,8 @@ def other_parts(config: TransformerConfig, attention: str = "", gelu: str = "") 
     if gelu and not config.activation.startswith("gelu"):
         raise InputError(f"--gelu {gelu}: this {config.family} computes with {config.activation}, not with a gelu")
     activation = config.activation if not gelu else "gelu" if gelu == "erf" else f"gelu_{gelu}"
-    if attention and attention not in ATTENTIONS:
-        raise InputError(f"setting attention is one of {', '.join(ATTENTIONS)}; got {attention!r}")
+    if attention:
+        check_attention_word(attention)
     try:
         return replace(config, attention=attention or config.attention, activation=activation)
     except ValueError as error:

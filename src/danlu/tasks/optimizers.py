@@ -6,7 +6,7 @@ from torch import nn
 from danlu.data.errors import InputError
 from danlu.optim import EGDD, Adafactor, LayerDecay, param_groups
 from danlu.tasks.encoder import Encoder
-from danlu.tasks.settings import Settings
+from danlu.tasks.settings import LoopSettings, Settings
 from danlu.tasks.tricks import Plan
 
 __all__ = ["BETAS", "build_optimizers"]
@@ -14,7 +14,7 @@ ENCODER, HEAD = r"^encoder\.", r"^(?!encoder\.)"  # names of the weights of the 
 BETAS = (0.9, 0.98)  # of both optimizers: short runs want a short memory of squares
 
 
-def build_optimizers(model: nn.Module, settings: Settings, plan: Plan) -> list[torch.optim.Optimizer]:
+def build_optimizers(model: nn.Module, settings: LoopSettings, plan: Plan) -> list[torch.optim.Optimizer]:
     """One optimizer for what every batch touches; SparseAdam for big tables, whose untouched rows then cost nothing.
 
     Args:
@@ -32,7 +32,7 @@ def build_optimizers(model: nn.Module, settings: Settings, plan: Plan) -> list[t
     taken = {id(p) for p in sparse}
     rules: dict[str, float | LayerDecay] = dict(plan.lr_rules)
     over_transformer = isinstance(getattr(model, "encoder", None), Encoder)
-    if settings.head_rate != 1 and over_transformer:
+    if over_transformer and isinstance(settings, Settings) and settings.head_rate != 1:
         rules = {name: factor * settings.head_rate for name, factor in plan.lr_rules} | {HEAD: settings.head_rate}
     if plan.layer_decay is not None:
         if not over_transformer:
@@ -53,6 +53,6 @@ def build_optimizers(model: nn.Module, settings: Settings, plan: Plan) -> list[t
         fused = all(p.device.type in ("cpu", "cuda") for p in model.parameters() if id(p) not in taken)
         optimizer = torch.optim.AdamW(groups, lr=lr, betas=BETAS, fused=fused)
     optimizers = [optimizer]
-    if sparse:
+    if sparse and isinstance(settings, Settings):
         optimizers.append(torch.optim.SparseAdam(sparse, lr=settings.table_lr, betas=BETAS))
     return optimizers

@@ -13,8 +13,9 @@ from typing import Any
 
 import torch
 
+from danlu.data.atomic import write_whole
 from danlu.data.errors import InputError
-from danlu.tasks.folder import read_json, write_bytes
+from danlu.tasks.folder import read_json
 from danlu.tasks.known_sets import PEOPLES_DAILY_RIGHTS
 from danlu.text import load_hf, save_hf
 
@@ -49,7 +50,7 @@ def package_model(source: str | Path, target: str | Path, name: str, overwrite: 
     log = [json.loads(line) for line in (source / "log.jsonl").read_text(encoding="utf-8").splitlines()]
     sources = read_json(source / "sources.json") if (source / "sources.json").is_file() else None
     save_hf(load_hf(source), target, dtype=torch.bfloat16, vocab=source, overwrite=overwrite)
-    write_bytes(target / "MODEL_CARD.md", model_card(name, metrics, log, sources).encode())
+    write_whole(target / "MODEL_CARD.md", model_card(name, metrics, log, sources).encode())
     return target
 
 

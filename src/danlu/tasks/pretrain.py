@@ -10,10 +10,11 @@ from typing import Any
 import torch
 
 from danlu import __version__
+from danlu.data.atomic import write_whole
 from danlu.data.corpus import TokenCorpus
 from danlu.data.errors import InputError
 from danlu.tasks.device import accelerator, choose, machine
-from danlu.tasks.folder import check_target, locked, partial_of, publish, read_json, write_bytes, write_json
+from danlu.tasks.folder import check_target, locked, partial_of, publish, read_json, write_json
 from danlu.tasks.pretrain_loop import log_lines, train
 from danlu.tasks.pretrain_metrics import measured
 from danlu.tasks.pretrain_spec import (
@@ -80,7 +81,7 @@ def pretrain(
         for name in ("sources.json",):
             if (work / "text" / name).exists():
                 shutil.copyfile(work / "text" / name, final / name)
-        write_bytes(final / "log.jsonl", log_lines(result))
+        write_whole(final / "log.jsonl", log_lines(result))
         write_json(final / MARK, metrics)
         publish(final, out)
         shutil.rmtree(work, ignore_errors=True)
@@ -143,7 +144,7 @@ def _files(spec: PretrainSpec, work: Path, on_event: Tell) -> list[str]:
         if path == "-":
             kept = work / "standard-input.txt"
             if not kept.exists():
-                write_bytes(kept, "".join(f"{line}\n" for line in read_documents(["-"])).encode())
+                write_whole(kept, "".join(f"{line}\n" for line in read_documents(["-"])).encode())
             paths.append(str(kept))
         elif path == "mini-zh" and not Path(path).exists():
             from danlu.tasks.open_text import assemble

@@ -32,10 +32,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from danlu.data.atomic import write_whole
 from danlu.data.corpus import TokenCorpus, Windows
 from danlu.data.errors import WorkError
 from danlu.optim import param_groups, piecewise_linear
-from danlu.tasks.folder import write_bytes
 from danlu.tasks.optimizers import BETAS
 from danlu.tasks.pretrain_spec import PretrainSettings, PretrainSpec
 from danlu.tasks.state import FitResult, TrainingState
@@ -225,7 +225,7 @@ def train(
             if stop or (time.monotonic() - saved > s.save_every and not last):
                 result.seconds = before + time.monotonic() - began
                 stored.save(work / "state", result)
-                write_bytes(work / "log.jsonl", log_lines(result))
+                write_whole(work / "log.jsonl", log_lines(result))
                 saved = time.monotonic()
             if stop and not last:
                 raise WorkError(

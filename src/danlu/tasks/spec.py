@@ -9,7 +9,7 @@ from typing import Any
 
 from danlu.data.errors import InputError
 from danlu.tasks.model_choice import Choice, choose_model
-from danlu.tasks.settings import Settings
+from danlu.tasks.settings import Settings, check_attention_word
 
 __all__ = ["Spec", "parse_settings"]
 
@@ -135,10 +135,7 @@ def _check_settings(changed: dict[str, Any], choice: Choice) -> None:
         other = "dgcnn" if choice.kind == "encoder" else "a transformer, such as mini-zh"
         raise InputError(f"setting {wrong[0]} is for --model {other}; {choice.name} does not look at it")
     if "attention" in changed:
-        from danlu.nn import ATTENTIONS
-
-        if changed["attention"] not in ATTENTIONS:
-            raise InputError(f"setting attention is one of {', '.join(ATTENTIONS)}; got {changed['attention']!r}")
+        check_attention_word(changed["attention"])
     if changed.get("init") == "random" and choice.path is None:
         raise InputError(f"--model {choice.name} has fresh weights anyway; init=random is for a stored model")
 

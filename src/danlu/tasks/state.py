@@ -6,7 +6,7 @@ JSON. It is written under a temporary name and renamed; the older one goes when 
 
 import math
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from danlu.data.errors import InputError
 from danlu.optim import EMA
+from danlu.optim.state_tensors import flat_state, nested_state
 from danlu.tasks.folder import read_json, read_tensors, write_json, write_tensors
 
 __all__ = ["FitResult", "TrainingState"]
@@ -77,9 +78,10 @@ class TrainingState:
             write_tensors(temporary / "model.safetensors", self.model.state_dict())
             write_tensors(temporary / "best.safetensors", self.best)
             if self.average is not None:
-                write_tensors(temporary / "average.safetensors", _flatten(self.average.state_dict()))
+                write_tensors(temporary / "average.safetensors", flat_state(self.average.state_dict()))
             for number, optimizer in enumerate(self.optimizers):
-                write_tensors(temporary / f"optimizer-{number}.safetensors", _flatten(optimizer.state_dict()["state"]))
+                entries = flat_state(optimizer.state_dict()["state"])
+                write_tensors(temporary / f"optimizer-{number}.safetensors", entries)
             write_tensors(temporary / "random.safetensors", random)
             progress = {
                 "steps": result.steps,
@@ -107,11 +109,11 @@ class TrainingState:
             self.model.load_state_dict(read_tensors(newest / "model.safetensors"))
             for number, optimizer in enumerate(self.optimizers):
                 whole = optimizer.state_dict()
-                entries = _unflatten(read_tensors(newest / f"optimizer-{number}.safetensors"))
+                entries = nested_state(read_tensors(newest / f"optimizer-{number}.safetensors"))
                 whole["state"] = {int(parameter): values for parameter, values in entries.items()}
                 optimizer.load_state_dict(whole)
             if self.average is not None:
-                self.average.load_state_dict(_unflatten(read_tensors(newest / "average.safetensors")))
+                self.average.load_state_dict(nested_state(read_tensors(newest / "average.safetensors")))
             random = read_tensors(newest / "random.safetensors")
             torch.set_rng_state(random["cpu"][self.accelerator.process_index])
             if "cuda" in random and torch.cuda.is_available():
@@ -133,29 +135,3 @@ class TrainingState:
             streams["cuda"] = torch.cuda.get_rng_state()
         device = self.accelerator.device
         return {name: self.accelerator.gather(state[None].to(device)).cpu() for name, state in streams.items()}
-
-
-def _flatten(state: Mapping[Any, Any], prefix: str = "") -> dict[str, Tensor]:
-    """Nested mappings of tensors and numbers as named tensors; the name's end tells what a number was."""
-    flat: dict[str, Tensor] = {}
-    for name, value in state.items():
-        if isinstance(value, Mapping):
-            flat |= _flatten(value, f"{prefix}{name}/")
-        elif isinstance(value, Tensor):
-            flat[f"{prefix}{name}|tensor"] = value
-        elif isinstance(value, bool | int | float):
-            flat[f"{prefix}{name}|{type(value).__name__}"] = torch.tensor(value, dtype=torch.float64)
-    return flat
-
-
-def _unflatten(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The inverse of `_flatten`, all keys as text."""
-    state: dict[str, Any] = {}
-    for key, value in tensors.items():
-        path, _, kind = key.rpartition("|")
-        *parents, name = path.split("/")
-        inner = state
-        for parent in parents:
-            inner = inner.setdefault(parent, {})
-        inner[name] = value if kind == "tensor" else {"bool": bool, "int": int, "float": float}[kind](value.item())
-    return state

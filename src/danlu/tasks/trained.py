@@ -10,11 +10,12 @@ import numpy as np
 import torch
 
 from danlu.data import grouped_items, read_items, read_texts
+from danlu.data.atomic import write_whole
 from danlu.data.errors import InputError
 from danlu.tasks import get_task
 from danlu.tasks.device import choose, inference
 from danlu.tasks.encoder import Encoder, load_head
-from danlu.tasks.folder import read_task, read_tensors, write_bytes
+from danlu.tasks.folder import read_task, read_tensors
 from danlu.tasks.spec import Spec
 from danlu.tasks.training import drop_unusable, read_part
 
@@ -175,7 +176,7 @@ class Trained:
         array = np.concatenate(found)
         buffer = io.BytesIO()
         np.save(buffer, array, allow_pickle=False)
-        write_bytes(path, buffer.getvalue())
+        write_whole(path, buffer.getvalue())
         empty = int(np.isnan(array).any(1).sum())
         return {"file": str(path), "rows": array.shape[0], "features": array.shape[1], "empty": empty}
 

@@ -14,6 +14,7 @@ import torch
 from accelerate.utils import broadcast_object_list
 
 from danlu import __version__
+from danlu.data.atomic import write_whole
 from danlu.data.errors import InputError
 from danlu.tasks import datasets, get_task
 from danlu.tasks.device import accelerator, choose, machine
@@ -27,7 +28,6 @@ from danlu.tasks.folder import (
     partial_of,
     publish,
     read_json,
-    write_bytes,
     write_json,
     write_tensors,
 )
@@ -345,7 +345,7 @@ def _write_folder(folder: Path, spec: Spec, run: Run, record: dict[str, Any]) ->
         stored = task.save(run.model, folder)
         described = {"model_type": "danlu-dgcnn", "danlu_version": __version__, **stored["config"]}
         write_json(folder / "config.json", described)
-    write_bytes(folder / "log.jsonl", "".join(_json_line(row) for row in record["log"]).encode())
+    write_whole(folder / "log.jsonl", "".join(_json_line(row) for row in record["log"]).encode())
     write_report(record, folder)
     write_json(folder / "metrics.json", record)
     (folder / "spec.json").unlink(missing_ok=True)

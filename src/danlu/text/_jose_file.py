@@ -8,8 +8,6 @@ Shapes: V words, N documents, D features.
 """
 
 import json
-import os
-from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from danlu.data.atomic import write_whole
 from danlu.data.errors import InputError
 from danlu.text.jose_trainer import JoSEConfig, JoSETrainer
 
@@ -80,17 +79,7 @@ def write_state(path: Path, model: "JoSETrainer | JoSE", digest: str) -> None:
     tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
     meta = {"format": FORMAT, "format_version": str(VERSION), "config": json.dumps(asdict(model.config))}
     meta |= {"epoch": str(epoch), "done": str(done), "digest": digest}
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(save(tensors, meta))
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise
+    write_whole(path, save(tensors, meta))
 
 
 def read_state(path: Path) -> State:

@@ -9,6 +9,7 @@ from danlu.train.adversarial_output import (
 )
 from danlu.train.attacks import FGM, PGD, Noise
 from danlu.train.capture import Captured, capture, capture_call
+from danlu.train.critic_penalty import critic_penalty, mixed_examples, slope_penalty
 from danlu.train.exposure_bias import corrupt_targets, gold_share, sampled_inputs
 from danlu.train.freelb import FreeLB, freelb_backward
 from danlu.train.gradient_penalty import GradientPenalty, gradient_penalty, penalized_loss
@@ -56,6 +57,7 @@ __all__ = [
     "capture_call",
     "choice_log_prob",
     "corrupt_targets",
+    "critic_penalty",
     "doubled",
     "draw_mix",
     "entropy_loss",
@@ -73,6 +75,7 @@ __all__ = [
     "mix_inputs",
     "mix_masks",
     "mix_targets",
+    "mixed_examples",
     "mixup",
     "mixup_loss",
     "multitask_backward",
@@ -90,6 +93,7 @@ __all__ = [
     "sample_pairing_on",
     "sampled_inputs",
     "sampled_reward_loss",
+    "slope_penalty",
     "smoothing_strength",
     "soft_targets",
     "symmetric_divergence",
