@@ -16,6 +16,16 @@ transformers = pytest.importorskip("transformers", reason="needs the extra hf")
 STEPS, BATCH, CLASSES = 6, 4, 3
 
 
+@pytest.fixture(autouse=True)
+def fresh_accelerator():
+    """What tests before left in accelerate's state of the process does not reach here, nor ours the next ones."""
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
 class Rows(Dataset):
     """Made-up sentences of six tokens with a class each."""
 
