@@ -30,7 +30,7 @@ from danlu.data.errors import InputError, WorkError
 from danlu.text.load_model import Model, load_model, model_kind
 from danlu.text.load_report import LoadReport
 from danlu.text.load_tf import save_tf
-from danlu.text.onnx_export import export_onnx
+from danlu.text.onnx_export import export_onnx, need_onnx
 from danlu.text.save_hf import TOKENIZER_FILES, WEIGHTS, save_hf
 from danlu.text.vocabulary import load_vocab, save_vocab
 
@@ -124,6 +124,8 @@ def convert_model(
     tokens, smaller = _simpler(carried, source) if simplify else (None, None)
     if tokens is not None:
         options = {**options, "keep_tokens": tokens}
+    if to == "onnx":
+        need_onnx()
     workspace = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
         workspace.mkdir()  # first, so that a place that cannot be written to costs no loading

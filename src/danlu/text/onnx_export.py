@@ -31,7 +31,7 @@ from danlu.data.errors import InputError
 from danlu.nn.attention import some_key
 from danlu.text.transformer import EncoderDecoder, Transformer
 
-__all__ = ["export_onnx"]
+__all__ = ["export_onnx", "need_onnx"]
 
 _OUTPUTS = (
     "hidden_states",
@@ -43,6 +43,21 @@ _OUTPUTS = (
 )  # eq. (2)
 _ONE_FILE = 1_900_000_000  # bytes of weights; protocol buffers end at 2 GiB
 _CHATTY = ("torch.onnx", "torch.export", "torch._dynamo", "onnxscript", "onnx_ir", "onnx")
+
+
+def need_onnx() -> None:
+    """Import what the exporter needs; before anything is written, for a signal inside their C++ ends the process.
+
+    Raises:
+        ImportError: onnx or onnxscript is not installed.
+    """
+    try:
+        import onnx  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise ImportError(
+            f'writing ONNX needs {error.name}, which is not installed: pip install "danlu[onnx]"'
+        ) from None
 
 
 def export_onnx(model: Transformer | EncoderDecoder, path: str | Path, *, overwrite: bool = False) -> None:
@@ -67,13 +82,7 @@ def export_onnx(model: Transformer | EncoderDecoder, path: str | Path, *, overwr
     there = next((place for place in (path, data) if place.exists()), None)
     if there is not None and not overwrite:
         raise InputError(f"{there} exists; overwrite=True replaces it, or give another name")
-    try:
-        import onnx  # noqa: F401
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise ImportError(
-            f'writing ONNX needs {error.name}, which is not installed: pip install "danlu[onnx]"'
-        ) from None
+    need_onnx()
     inputs, free = _inputs(model)
     was_training = model.training
     try:
